@@ -1,0 +1,97 @@
+"""The small exchange at the start of a call: every rank tells its peers whether it accepts its own arguments, and what it believes
+the call to be. A refusal or a disagreement raises on all ranks alike; nobody is left waiting.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from .call import Call
+from .errors import ArgumentError, CommfuseError, MismatchError
+from .groups import Group
+
+_OK, _REFUSED = 0, 1
+
+
+def agree(call: Call, members: Group, waited_us: list[float] | None = None) -> None:
+    """Compare operator, sequence number, status and agreeing arguments over ``members``.
+
+    Raises:
+        ArgumentError: this or another rank refused its arguments; the text names the ranks and every broken rule.
+        MismatchError: ranks are in different operators or disagree on an argument; the text says who holds what.
+    """
+    numbers: dict[tuple[int, ...], int] = members.shared.setdefault("calls", {})  # ranks that were left out have not counted
+    numbers[members.members] = numbers.get(members.members, 0) + 1
+    mine = {"operator": call.operator.name, "call number": numbers[members.members], **call.agreed}
+    error = _compare(call, members, mine, waited_us)
+    if call.partner is not None:
+        error = _ask_partner(call, error)
+    if error is not None:
+        raise error
+
+
+def verdict(call: Call, members: Group, problem: str) -> None:
+    """Raise ArgumentError on every rank if any rank reports a ``problem`` ('' for none) that only the data showed."""
+    problems = members.gather_objects(problem)
+    if any(problems):
+        raise ArgumentError(_refusals(call, members, [(text,) if text else () for text in problems]))
+
+
+def _compare(call: Call, members: Group, mine: Mapping[str, Any], waited_us: list[float] | None) -> CommfuseError | None:
+    header = torch.tensor([_REFUSED if call.broken else _OK, _digest(mine)])
+    headers = members.gather(header, waited_us)
+    if not headers[:, 0].any() and (headers[:, 1] == headers[0, 1]).all():
+        return None
+    details = members.gather_objects((call.broken, dict(mine)))
+    stated = [detail for _, detail in details]
+    differing = [name for name in ("operator", "call number") if len({str(s[name]) for s in stated}) > 1]
+    if not differing and any(broken for broken, _ in details):
+        return ArgumentError(_refusals(call, members, [broken for broken, _ in details]))
+    return MismatchError(_differences(members, stated, differing))
+
+
+def _ask_partner(call: Call, error: CommfuseError | None) -> CommfuseError | None:
+    assert call.partner is not None
+    theirs = call.partner.gather_objects(None if error is None else (type(error), str(error)))
+    told = [found for found in theirs if found is not None]
+    return error or (told[0][0](told[0][1]) if told else None)
+
+
+def _digest(values: Mapping[str, Any]) -> int:
+    text = repr(sorted(values.items())).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little", signed=True)
+
+
+def _refusals(call: Call, members: Group, broken: Sequence[Sequence[str]]) -> str:
+    rules = "" if call.product == "portable" else f" under the rules of {call.product}"
+    by_text: dict[tuple[str, ...], list[int]] = {}
+    for rank, texts in zip(members.members, broken, strict=True):
+        if texts:
+            by_text.setdefault(tuple(texts), []).append(rank)
+    parts = []
+    for texts, ranks in by_text.items():
+        parts.append(f"{call.operator.name}: refused{rules} on {_ranks(ranks, members)}:")
+        parts += [f"  {text}" for text in texts]
+    return "\n".join(parts)
+
+
+def _differences(members: Group, stated: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
+    names = names or [n for n in stated[0] if len({repr(s.get(n)) for s in stated}) > 1]
+    operators = sorted({s["operator"] for s in stated})
+    lines = [f"{' / '.join(operators)}: ranks of group {members.name!r} disagree:"]
+    for name in names:
+        holders: dict[str, list[int]] = {}
+        for rank, values in zip(members.members, stated, strict=True):
+            holders.setdefault(repr(values.get(name)), []).append(rank)
+        lines.append(f"  {name}: " + "; ".join(f"{value} on {_ranks(ranks, members)}" for value, ranks in holders.items()))
+    return "\n".join(lines)
+
+
+def _ranks(ranks: Sequence[int], members: Group) -> str:
+    if len(ranks) == len(members.members):
+        return f"all {len(ranks)} ranks" if len(ranks) > 1 else f"rank {ranks[0]} (the only one)"
+    return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))} of {members.size}"

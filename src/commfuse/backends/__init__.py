@@ -1,0 +1,50 @@
+"""How calls are carried out: one backend per way, and the choice between them.
+
+A group's backend is chosen once, by all its ranks together, at the group's first call.
+"""
+
+from __future__ import annotations
+
+from .. import config
+from ..errors import BackendError
+from ..groups import Group
+from .base import Backend
+from .portable import Portable
+from .reference import Reference
+
+BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (Portable(), Reference())}
+AUTOMATIC = ("portable",)  # in order of preference; the others only by name
+
+
+def of(members: Group) -> Backend:
+    """Return the backend of a group (of those of its ranks that take part), choosing it together if there is none yet.
+
+    ``config.backend`` is read at that moment, and again whenever it has changed in this process.
+
+    Raises:
+        BackendError: no backend can run on every rank, or ranks ask for different ones; lists every rank's reasons.
+    """
+    asked = config.get("backend")
+    chosen: dict[tuple[str, tuple[int, ...]], Backend] = members.shared.setdefault("backends", {})
+    key = asked, members.members
+    if key not in chosen:
+        chosen[key] = _choose(members, asked)
+    return chosen[key]
+
+
+def _choose(members: Group, asked: str) -> Backend:
+    names = AUTOMATIC if asked == "auto" else (asked,)
+    offer = {name: BACKENDS[name].why_not(members) if name in BACKENDS else [_unknown(name)] for name in names}
+    offers = members.gather_objects(offer)
+    for name in names:
+        if all(offer.get(name) == [] for offer in offers):
+            return BACKENDS[name]
+    lines = [f"group {members.name!r}: no backend can run its calls on all {len(members.members)} ranks:"]
+    for rank, theirs in zip(members.members, offers, strict=True):
+        for name, reasons in theirs.items():
+            lines += [f"  rank {rank}, {name}: {'; '.join(reasons) or 'can run'}"]
+    raise BackendError("\n".join(lines))
+
+
+def _unknown(name: str) -> str:
+    return f"there is no such backend; there are {', '.join(BACKENDS)}"

@@ -1,0 +1,30 @@
+"""What a backend is: a name, the reasons why it cannot run here, and ``run``."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+from ..call import Call
+from ..groups import Group
+
+Outputs = tuple[torch.Tensor | None, ...]
+
+
+class Backend(Protocol):
+    """A way to carry out calls."""
+
+    name: str
+
+    def why_not(self, group: Group) -> list[str]:
+        """Return the reasons why this process cannot run ``group``'s calls this way; empty means it can."""
+        ...
+
+    def run(self, call: Call) -> Outputs:
+        """Carry out ``call`` together with the other ranks and return this rank's outputs.
+
+        Raises:
+            CommfuseError: on every rank alike, if any rank refused its arguments or ranks disagree.
+        """
+        ...

@@ -1,0 +1,168 @@
+"""Communication domains: from a name or a ProcessGroup to the ranks that take part, and the exchanges between them.
+
+All exchanges are point-to-point within the process group, so they work on whatever backend it runs on, and also among a
+part of its ranks (`Group.among`), which is what shrinking needs: ranks that are gone are simply not talked to.
+"""
+
+from __future__ import annotations
+
+import pickle
+import time
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed import distributed_c10d as c10d
+
+from . import config
+from .errors import ExchangeError, GroupError
+
+_TAG = 0xC0F  # keeps these messages apart from a caller's own send and recv in the same group
+
+
+@dataclass(eq=False, kw_only=True)
+class Group:
+    """The ranks of one communication domain that take part in a call.
+
+    ``members`` are their ranks in the process group, in the order of the ranks' ids in this call; ``index`` is this process's
+    position among them.
+    """
+
+    name: str
+    size: int
+    rank: int
+    members: tuple[int, ...]
+    process_group: weakref.ref[dist.ProcessGroup]
+    shared: dict[str, Any] = field(default_factory=dict)  # per domain, the same object for every part of it
+
+    @property
+    def index(self) -> int:
+        """This process's position among the members."""
+        return self.members.index(self.rank)
+
+    def among(self, alive: Sequence[int] | None) -> Group:
+        """Return the domain restricted to ``alive`` ranks (None: all)."""
+        if alive is None or tuple(alive) == self.members:
+            return self
+        return Group(
+            name=self.name,
+            size=self.size,
+            rank=self.rank,
+            members=tuple(alive),
+            process_group=self.process_group,
+            shared=self.shared,
+        )
+
+    def exchange(
+        self, send: Sequence[torch.Tensor], receive: Sequence[torch.Tensor], waited_us: list[float] | None = None
+    ) -> None:
+        """Send ``send[i]`` to member i and fill ``receive[i]`` from it; both sides know the sizes, empty ones do not travel.
+
+        ``waited_us[i]`` grows by the microseconds spent waiting for member i.
+
+        Raises:
+            ExchangeError: a peer is gone or did not answer within ``COMMFUSE_TIMEOUT`` seconds.
+        """
+        group = self._living()
+        receive[self.index].copy_(send[self.index])
+        ops, peers = [], []
+        for step in range(1, len(self.members)):
+            source = (self.index - step) % len(self.members)
+            target = (self.index + step) % len(self.members)
+            if receive[source].numel():
+                ops.append(_op(dist.irecv, receive[source], self.members[source], group))
+                peers.append(source)
+            if send[target].numel():
+                ops.append(_op(dist.isend, send[target], self.members[target], group))
+                peers.append(target)
+        if ops:
+            self._finish(ops, peers, waited_us)
+
+    def gather(self, mine: torch.Tensor, waited_us: list[float] | None = None) -> torch.Tensor:
+        """Return every member's ``mine`` (equal shapes and dtypes), stacked in member order."""
+        out = mine.new_empty((len(self.members), *mine.shape))
+        self.exchange([mine.contiguous()] * len(self.members), list(out), waited_us)
+        return out
+
+    def gather_objects(self, mine: Any) -> list[Any]:
+        """Return every member's ``mine``, any picklable object."""
+        data = torch.frombuffer(bytearray(pickle.dumps(mine)), dtype=torch.uint8)
+        sizes = self.gather(torch.tensor([data.numel()])).flatten().tolist()
+        parts = [torch.empty(size, dtype=torch.uint8) for size in sizes]
+        self.exchange([data] * len(self.members), parts)
+        return [pickle.loads(part.numpy().tobytes()) for part in parts]
+
+    def all_to_all(self, rows: torch.Tensor, send_counts: Sequence[int], receive_counts: Sequence[int]) -> torch.Tensor:
+        """Send consecutive blocks of ``rows`` to the members in order; return the received blocks in member order."""
+        out = rows.new_empty((sum(receive_counts), *rows.shape[1:]))
+        self.exchange(list(rows.split(list(send_counts))), list(out.split(list(receive_counts))))
+        return out
+
+    def _living(self) -> dist.ProcessGroup:
+        group = self.process_group()
+        if group is None:
+            raise GroupError(f"group {self.name!r}: its process group has been destroyed; make a new one")
+        return group
+
+    def _finish(self, ops: list[dist.P2POp], peers: list[int], waited_us: list[float] | None) -> None:
+        limit = timedelta(seconds=config.get("timeout"))
+        try:
+            works = dist.batch_isend_irecv(ops)
+        except RuntimeError as error:
+            raise ExchangeError(f"group {self.name!r}: the exchange could not start: {error}") from error
+        for work, peer in zip(works, peers if len(works) == len(peers) else peers[:1] * len(works), strict=True):
+            begin = time.perf_counter()
+            try:
+                work.wait(limit)
+            except RuntimeError as error:
+                waited = time.perf_counter() - begin
+                raise ExchangeError(
+                    f"group {self.name!r}, rank {self.rank} of {self.size}: exchange with rank {self.members[peer]} "
+                    f"failed after {waited:.1f} s: {str(error).splitlines()[0]}"
+                ) from error
+            if waited_us is not None:
+                waited_us[peer] += (time.perf_counter() - begin) * 1e6
+
+
+def _op(kind: Any, tensor: torch.Tensor, peer: int, group: dist.ProcessGroup) -> dist.P2POp:
+    return dist.P2POp(kind, tensor, group=group, group_peer=peer, tag=_TAG)
+
+
+_known: dict[str, Group] = {}
+
+
+def resolve(group: str | dist.ProcessGroup) -> Group:
+    """Return the domain of a name (torch's ``group.group_name``) or of a ProcessGroup object.
+
+    Raises:
+        GroupError: there is no such group in this process; the message lists those there are.
+    """
+    found = _by_name(group) if isinstance(group, str) else group
+    if not isinstance(found, dist.ProcessGroup):
+        raise GroupError(f"group must be a name or a ProcessGroup, got {type(group).__name__}")
+    known = _known.get(found.group_name)
+    if known is not None and known.process_group() is found:
+        return known
+    for name in [name for name, old in _known.items() if old.process_group() is None]:
+        del _known[name]
+    made = Group(
+        name=found.group_name,
+        size=found.size(),
+        rank=found.rank(),
+        members=tuple(range(found.size())),
+        process_group=weakref.ref(found),
+    )
+    _known[made.name] = made
+    return made
+
+
+def _by_name(name: str) -> dist.ProcessGroup:
+    try:
+        return c10d._resolve_process_group(name)  # type: ignore[arg-type]
+    except (RuntimeError, LookupError, ValueError):
+        there = ", ".join(sorted(repr(n) for n in c10d._world.pg_names.values())) or "none (init_process_group was not called)"
+        raise GroupError(f"no group named {name!r} in this process; there are {there}") from None

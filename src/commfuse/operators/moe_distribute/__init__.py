@@ -1,0 +1,1 @@
+"""The MoE token exchange: dispatch, combine and their relatives."""

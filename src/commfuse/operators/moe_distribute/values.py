@@ -1,0 +1,219 @@
+"""What only a look at the data shows to be wrong: ids, the shrinking table, counts handed from dispatch to combine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from ... import config
+from . import plan
+
+if TYPE_CHECKING:
+    from ...call import Call
+
+_SHOWN = 3  # findings of one kind that a message spells out
+
+
+def dispatch(call: Call) -> list[str]:
+    """Return every broken rule that the values of a dispatch call show."""
+    found = _common(call)
+    if config.get("check") and call["quant_mode"] == 2:
+        found += _not_finite(call)
+    return found
+
+
+def combine(call: Call) -> list[str]:
+    """Return every broken rule that the values of a combine call show."""
+    found = _common(call)
+    return found or _counts(call)
+
+
+def alive(call: Call) -> tuple[int, ...] | None:
+    """Return the ranks of the domain that take part, in the order of their local ids; None for all."""
+    shrunk = elastic(call)
+    return None if shrunk is None else topology(call).physical
+
+
+def elastic(call: Call) -> tuple[int, ...] | None:
+    """Return the content of elastic_info if it is given and its flag is set."""
+    info = call["elastic_info"]
+    if info is None or int(info[0]) == 0:
+        return None
+    return tuple(int(v) for v in info.tolist())
+
+
+def topology(call: Call) -> plan.Topology:
+    """Return who takes part in ``call``, which has been checked."""
+    return plan.topology(
+        call["ep_world_size"], call["shared_expert_rank_num"], call["E_s"], call["moe_expert_num"], elastic(call)
+    )
+
+
+def active(call: Call) -> plan.Flags:
+    """Return which (token, k) pairs of this rank take part."""
+    mask = call["x_active_mask"]
+    return plan.active_pairs(call["BS"], call["K"], None if mask is None else mask.cpu().numpy())
+
+
+def ids(call: Call) -> plan.Ints:
+    """Return expert_ids as an int64 array."""
+    out: plan.Ints = call["expert_ids"].cpu().numpy().astype(np.int64)
+    return out
+
+
+def _common(call: Call) -> list[str]:
+    found = _partner(call) + _mask_order(call)
+    shrunk = elastic(call)
+    table = _table(call, shrunk) if shrunk is not None else []
+    return found + table + ([] if table else _ids(call, shrunk))
+
+
+def _partner(call: Call) -> list[str]:
+    if call.partner is None:
+        return []
+    found = []
+    if call.partner.size != 2:
+        found.append(f"group_tp: has {call.partner.size} ranks; must have tp_world_size = 2")
+    elif call.partner.rank != call["tp_rank_id"]:
+        found.append(f"tp_rank_id = {call['tp_rank_id']}: must be this process's rank in group_tp = {call.partner.rank}")
+    return found
+
+
+def _mask_order(call: Call) -> list[str]:
+    mask = call["x_active_mask"]
+    if mask is None or mask.ndim != 1 or not (config.get("check") or call.product != config.PORTABLE):
+        return []
+    late = int(mask.sum())
+    behind = mask[late:].nonzero()
+    if not behind.numel():
+        return []
+    token = late + int(behind[0])
+    return [f"x_active_mask[{token}] = True after a False: must have every True before every False (1-D form)"]
+
+
+def _table(call: Call, shrunk: tuple[int, ...]) -> list[str]:
+    """Check the shrinking table against the call it comes with."""
+    world = call["ep_world_size"]
+    flag, living, shared, experts = shrunk[:4]
+    to_local, to_rank = shrunk[4 : 4 + world], shrunk[4 + world :]
+    name = "elastic_info"
+    if flag != 1:
+        return [f"{name}[0] = {flag}: must be 0 (not shrunk) or 1"]
+    if not 1 <= living <= world:
+        return [f"{name}[1] = {living} (ranks alive): must be in 1..ep_world_size = 1..{world}"]
+    if sorted(local for local in to_local if local != -1) != list(range(living)):
+        return [
+            f"{name}[4:{4 + world}] = {list(to_local)}: must give each of the {living} living ranks one id 0..{living - 1}, -1 to others"
+        ]
+    found = []
+    wrong = [local for local in range(living) if not 0 <= to_rank[local] < world or to_local[to_rank[local]] != local]
+    if wrong:
+        found.append(
+            f"{name}[{4 + world + wrong[0]}] = {to_rank[wrong[0]]}: must be the rank whose id is {wrong[0]}, as entries 4..{3 + world} say"
+        )
+    if to_local[call["ep_rank_id"]] == -1:
+        found.append(
+            f"{name}[{4 + call['ep_rank_id']}] = -1: this rank (ep_rank_id = {call['ep_rank_id']}) is removed and must not call"
+        )
+    return found + _roles(call, living, shared, experts)
+
+
+def _roles(call: Call, living: int, shared: int, experts: int) -> list[str]:
+    shared_experts, per_rank = call["E_s"], call["e"]
+    if shared_experts and (shared < shared_experts or shared % shared_experts):
+        return [
+            f"elastic_info[2] = {shared} (shared-expert ranks): must be a positive multiple of shared_expert_num = {shared_experts}"
+        ]
+    if not shared_experts and shared:
+        return [f"elastic_info[2] = {shared} (shared-expert ranks): must be 0, as shared_expert_rank_num is"]
+    if shared >= living:
+        return [f"elastic_info[2] = {shared} (shared-expert ranks): must leave a MoE rank among the {living} living ones"]
+    if experts != per_rank * (living - shared):
+        return [
+            f"elastic_info[3] = {experts} (MoE experts): must be {per_rank} on each of the {living - shared} MoE ranks left "
+            f"= {per_rank * (living - shared)}"
+        ]
+    return []
+
+
+def _ids(call: Call, shrunk: tuple[int, ...] | None) -> list[str]:
+    expert_ids, taking_part = ids(call), active(call)
+    first_special, end = call["moe_expert_num"], call["all_experts"]
+    there = first_special if shrunk is None else shrunk[3]
+    known = ((expert_ids >= 0) & (expert_ids < there)) | ((expert_ids >= first_special) & (expert_ids < end))
+    allowed = f"in 0..{end - 1}" if there == first_special else f"in 0..{there - 1} or {first_special}..{end - 1} after shrinking"
+    found = [f"expert_ids[{t}, {k}] = {expert_ids[t, k]}: must be {allowed}" for t, k in _first(~known & taking_part)]
+    return found or _duplicates(expert_ids, taking_part)
+
+
+def _duplicates(expert_ids: plan.Ints, taking_part: plan.Flags) -> list[str]:
+    masked = np.where(taking_part, expert_ids, -1 - np.arange(expert_ids.shape[1]))
+    order = np.argsort(masked, axis=1, kind="stable")
+    ordered = np.take_along_axis(masked, order, axis=1)
+    again = ordered[:, 1:] == ordered[:, :-1]
+    return [
+        f"expert_ids[{t}, {order[t, k + 1]}] = {ordered[t, k]}: must differ from expert_ids[{t}, {order[t, k]}] (distinct within a row)"
+        for t, k in _first(again)
+    ]
+
+
+def _first(where: plan.Flags) -> list[tuple[int, int]]:
+    if not where.any():
+        return []
+    return [(int(t), int(k)) for t, k in np.argwhere(where)[:_SHOWN]]
+
+
+def _not_finite(call: Call) -> list[str]:
+    taking_part = torch.from_numpy(active(call).any(1)).to(call["x"].device)
+    bad = (~torch.isfinite(call["x"]).all(1) & taking_part).nonzero().flatten().tolist()
+    return [f"x[{t}]: holds NaN or infinity; must be finite with quant_mode 2 and COMMFUSE_CHECK=1" for t in bad[:_SHOWN]]
+
+
+def _counts(call: Call) -> list[str]:
+    """Check ep_send_counts (and tp_send_counts) against the rows and triplets that are there."""
+    top = topology(call)
+    me = top.physical.index(call["ep_rank_id"])
+    used = top.world * top.local_experts(me)
+    sums: list[int] = call["ep_send_counts"][:used].tolist()
+    falling = [i for i in range(used) if sums[i] < (sums[i - 1] if i else 0)]
+    if falling:
+        i = falling[0]
+        return [f"ep_send_counts[{i}] = {sums[i]}: must be a prefix sum (not below the entry before it), as dispatch returned it"]
+    own = sums[-1]
+    rows, triplets = call["rows"], call["assist_length"]
+    found = _partner_rows(call, own)
+    if own > rows:
+        found.append(f"ep_send_counts[{used - 1}] = {own} rows: must be at most the rows of expand_x = {rows}")
+    if call.product != config.A2 and 3 * own > triplets:
+        found.append(
+            f"assist_info_for_combine has {triplets} entries: must have 3 for each of ep_send_counts[{used - 1}] = {own} rows"
+        )
+    return found or _earlier_pairs(call)
+
+
+def _partner_rows(call: Call, own: int) -> list[str]:
+    if call.partner is None:
+        return []
+    counts: Sequence[int] = call["tp_send_counts"].tolist()
+    mine, theirs = counts[call["tp_rank_id"]], counts[1 - call["tp_rank_id"]]
+    if mine != own:
+        return [f"tp_send_counts[{call['tp_rank_id']}] = {mine}: must be this rank's own rows = {own} (last of ep_send_counts)"]
+    if theirs < 0 or mine + theirs > call["rows"]:
+        return [
+            f"tp_send_counts = {list(counts)}: must be non-negative and together at most the rows of expand_x = {call['rows']}"
+        ]
+    return []
+
+
+def _earlier_pairs(call: Call) -> list[str]:
+    """With the A2 layout assist_info holds the owner's expand_idx: it must be that of these ids."""
+    if call.product != config.A2:
+        return []
+    expected = plan.expand_idx(ids(call), active(call), call["moe_expert_num"])
+    given = call["assist_info_for_combine"][: expected.size].cpu().numpy()
+    counted = (active(call) & (np.where(active(call), ids(call), 0) < call["moe_expert_num"])).reshape(-1)
+    wrong = np.nonzero((given != expected) & counted)[0]
+    return [f"assist_info_for_combine[{i}] = {given[i]}: must be {expected[i]}, as dispatch returned it" for i in wrong[:_SHOWN]]
