@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from . import backends, groups
-from .call import bind
+from .call import Call, bind
 from .spec.model import Operator
+
+listeners: list[Callable[[Call], None]] = []  # told of every call that is about to run, in order
+
 
 
 def run(operator: Operator, args: dict[str, Any]) -> tuple[torch.Tensor | None, ...]:
@@ -20,5 +24,7 @@ def run(operator: Operator, args: dict[str, Any]) -> tuple[torch.Tensor | None, 
     group = groups.resolve(args[operator.group])
     call = bind(operator, args, group, groups.resolve)
     members = group.among(None if call.broken else operator.alive(call))
+    for listener in listeners:
+        listener(call)
     with torch.no_grad(), torch.profiler.record_function(f"commfuse::{operator.name}"):
         return backends.of(members).run(call)
