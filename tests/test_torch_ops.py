@@ -116,7 +116,7 @@ def _combine_args(num_tokens: int, **more: Any) -> dict[str, Any]:
 )
 def test_opcheck(operator: str, args: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     allocate = Call.outputs  # opcheck compares whole outputs of two runs, so their unspecified tails have to be equal
-    monkeypatch.setattr(Call, "outputs", lambda call: [tensor.zero_() for tensor in allocate(call)])
+    monkeypatch.setattr(Call, "outputs", lambda call: {name: tensor.zero_() for name, tensor in allocate(call).items()})
     full = _named_args(operator, args, _one_process_group())
     result = torch.library.opcheck(getattr(torch.ops.commfuse, operator).default, (*full.values(), torch_ops.ORDER))
     assert set(result.values()) == {"SUCCESS"}

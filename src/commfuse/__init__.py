@@ -13,7 +13,23 @@ from .errors import (
     GroupError,
     MismatchError,
 )
-from .ops import npu_moe_distribute_combine_v2, npu_moe_distribute_dispatch_v2
+from .ops import (
+    _npu_distribute_barrier,
+    npu_all_gather_base_mm,
+    npu_alltoallv_gmm,
+    npu_gmm_alltoallv,
+    npu_mm_all_reduce_base,
+    npu_mm_reduce_scatter_base,
+    npu_moe_distribute_combine,
+    npu_moe_distribute_combine_add_rms_norm,
+    npu_moe_distribute_combine_setup,
+    npu_moe_distribute_combine_teardown,
+    npu_moe_distribute_combine_v2,
+    npu_moe_distribute_dispatch,
+    npu_moe_distribute_dispatch_setup,
+    npu_moe_distribute_dispatch_teardown,
+    npu_moe_distribute_dispatch_v2,
+)
 from .products import product
 
 __version__ = "0.1.0"
@@ -27,8 +43,21 @@ __all__ = [
     "GroupError",
     "MismatchError",
     "__version__",
+    "_npu_distribute_barrier",
     "config",
+    "npu_all_gather_base_mm",
+    "npu_alltoallv_gmm",
+    "npu_gmm_alltoallv",
+    "npu_mm_all_reduce_base",
+    "npu_mm_reduce_scatter_base",
+    "npu_moe_distribute_combine",
+    "npu_moe_distribute_combine_add_rms_norm",
+    "npu_moe_distribute_combine_setup",
+    "npu_moe_distribute_combine_teardown",
     "npu_moe_distribute_combine_v2",
+    "npu_moe_distribute_dispatch",
+    "npu_moe_distribute_dispatch_setup",
+    "npu_moe_distribute_dispatch_teardown",
     "npu_moe_distribute_dispatch_v2",
     "product",
 ]

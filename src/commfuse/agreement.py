@@ -6,32 +6,72 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 
 from .call import Call
 from .errors import ArgumentError, CommfuseError, MismatchError
-from .groups import Group
+from .groups import Group, Posted
 
 _OK, _REFUSED = 0, 1
+_FIRST_TAG, _TAGS = 0x10000, 0x10000  # a call's messages carry its number, so that several may be under way
+_T = TypeVar("_T")
 
 
-def agree(call: Call, members: Group, waited_us: list[float] | None = None) -> None:
-    """Compare operator, sequence number, status and agreeing arguments over ``members``.
+@dataclass(frozen=True, kw_only=True)
+class Announcement:
+    """What this rank has told its peers at the start of a call, and where they tell it."""
+
+    call: Call
+    members: Group
+    mine: Mapping[str, Any]
+    header: torch.Tensor
+    posted: Posted
+    tag: int
+
+    @property
+    def number(self) -> int:
+        """The number of the call among those of these ranks."""
+        return int(self.mine["call number"])
+
+
+def announce(call: Call, members: Group) -> Announcement:
+    """Tell the peers whether this rank accepts its arguments, and a digest of what it believes the call to be; waits for nobody."""
+    numbers: dict[frozenset[int], int] = members.shared.setdefault("calls", {})  # ranks that were left out have not counted
+    who = frozenset(members.members)
+    numbers[who] = numbers.get(who, 0) + 1
+    mine = {"operator": call.operator.name, "call number": numbers[who], **call.agreed}
+    header = torch.tensor([_REFUSED if call.broken else _OK, _digest(mine)])
+    tag = _FIRST_TAG + numbers[who] % _TAGS
+    posted = members.post([header] * len(members.members), tag)
+    return Announcement(call=call, members=members, mine=mine, header=header, posted=posted, tag=tag)
+
+
+def hear(announced: Announcement, waited_us: list[float] | None = None) -> None:
+    """Wait for what the peers have announced.
 
     Raises:
         ArgumentError: this or another rank refused its arguments; the text names the ranks and every broken rule.
         MismatchError: ranks are in different operators or disagree on an argument; the text says who holds what.
     """
-    numbers: dict[tuple[int, ...], int] = members.shared.setdefault("calls", {})  # ranks that were left out have not counted
-    numbers[members.members] = numbers.get(members.members, 0) + 1
-    mine = {"operator": call.operator.name, "call number": numbers[members.members], **call.agreed}
-    error = _compare(call, members, mine, waited_us)
-    if call.partner is not None:
-        error = _ask_partner(call, error)
+    error = _compare(announced, waited_us)
+    if announced.call.partner is not None:
+        error = _ask_partner(announced.call, error)
     if error is not None:
         raise error
+
+
+def agree(call: Call, members: Group, waited_us: list[float] | None = None) -> None:
+    """Announce and hear: the start of every call that may wait for its peers. Raises as `hear` does."""
+    hear(announce(call, members), waited_us)
+
+
+def accept(call: Call) -> None:
+    """Raise ArgumentError if this rank refuses ``call``; for calls that no peer waits for."""
+    if call.broken:
+        raise ArgumentError(_refusals(call, call.group, [call.broken if r == call.group.rank else () for r in call.group.members]))
 
 
 def verdict(call: Call, members: Group, problem: str) -> None:
@@ -41,12 +81,14 @@ def verdict(call: Call, members: Group, problem: str) -> None:
         raise ArgumentError(_refusals(call, members, [(text,) if text else () for text in problems]))
 
 
-def _compare(call: Call, members: Group, mine: Mapping[str, Any], waited_us: list[float] | None) -> CommfuseError | None:
-    header = torch.tensor([_REFUSED if call.broken else _OK, _digest(mine)])
-    headers = members.gather(header, waited_us)
+def _compare(announced: Announcement, waited_us: list[float] | None) -> CommfuseError | None:
+    call, members = announced.call, announced.members
+    headers = announced.header.repeat(len(members.members), 1)
+    members.receive(list(headers), announced.tag, waited_us)
+    announced.posted.wait()
     if not headers[:, 0].any() and (headers[:, 1] == headers[0, 1]).all():
         return None
-    details = members.gather_objects((call.broken, dict(mine)))
+    details = members.gather_objects((call.broken, dict(announced.mine)))
     stated = [detail for _, detail in details]
     differing = [name for name in ("operator", "call number") if len({str(s[name]) for s in stated}) > 1]
     if not differing and any(broken for broken, _ in details):
@@ -58,7 +100,7 @@ def _ask_partner(call: Call, error: CommfuseError | None) -> CommfuseError | Non
     assert call.partner is not None
     theirs = call.partner.gather_objects(None if error is None else (type(error), str(error)))
     told = [found for found in theirs if found is not None]
-    return error or (told[0][0](told[0][1]) if told else None)
+    return told[0][0]("\n".join(dict.fromkeys(text for _, text in told))) if told else None
 
 
 def _digest(values: Mapping[str, Any]) -> int:
@@ -69,7 +111,7 @@ def _digest(values: Mapping[str, Any]) -> int:
 def _refusals(call: Call, members: Group, broken: Sequence[Sequence[str]]) -> str:
     rules = "" if call.product == "portable" else f" under the rules of {call.product}"
     by_text: dict[tuple[str, ...], list[int]] = {}
-    for rank, texts in zip(members.members, broken, strict=True):
+    for rank, texts in _by_rank(members, broken):
         if texts:
             by_text.setdefault(tuple(texts), []).append(rank)
     parts = []
@@ -85,10 +127,15 @@ def _differences(members: Group, stated: Sequence[Mapping[str, Any]], names: Seq
     lines = [f"{' / '.join(operators)}: ranks of group {members.name!r} disagree:"]
     for name in names:
         holders: dict[str, list[int]] = {}
-        for rank, values in zip(members.members, stated, strict=True):
+        for rank, values in _by_rank(members, stated):
             holders.setdefault(repr(values.get(name)), []).append(rank)
         lines.append(f"  {name}: " + "; ".join(f"{value} on {_ranks(ranks, members)}" for value, ranks in holders.items()))
     return "\n".join(lines)
+
+
+def _by_rank(members: Group, items: Sequence[_T]) -> list[tuple[int, _T]]:
+    """Rank and item, ascending, so that all ranks say the same: their members may stand in different orders."""
+    return sorted(zip(members.members, items, strict=True), key=lambda pair: pair[0])
 
 
 def _ranks(ranks: Sequence[int], members: Group) -> str:

@@ -39,12 +39,16 @@ class Call:
     def __getitem__(self, name: str) -> Any:
         return self.args[name] if name in self.args else self.scope[name]
 
-    def outputs(self) -> list[torch.Tensor]:
-        """Allocate the outputs (all that the call gives); with ``COMMFUSE_POISON=1`` filled so that a reader of a tail is caught."""
+    def outputs(self) -> dict[str, torch.Tensor]:
+        """Allocate the outputs by name (those that the call gives); with ``COMMFUSE_POISON=1`` filled so that a reader of a tail is caught."""
         device = next((value.device for value in self.args.values() if isinstance(value, torch.Tensor)), None)
-        made = [torch.empty(shape[0], dtype=shape[1], device=device) for shape in self.shapes if shape is not None]
+        made = {
+            row.name: torch.empty(shape[0], dtype=shape[1], device=device)
+            for row, shape in zip(self.operator.outputs, self.shapes, strict=True)
+            if shape is not None
+        }
         if config.get("poison"):
-            for tensor in made:
+            for tensor in made.values():
                 tensor.fill_(float("nan") if tensor.is_floating_point() else 0x7F)
         return made
 
@@ -85,15 +89,25 @@ def bind(operator: Operator, args: Mapping[str, Any], group: Group, partner_of: 
         shapes=known.shapes,
         agreed=known.agreed,
     )
-    if broken:
+    call = _with_partner(call, partner_of)
+    if call.broken:
         return call
-    if operator.partner_group and known.scope.eval(operator.partner_when):
-        try:
-            call = replace(call, partner=partner_of(plain[operator.partner_group]))
-        except GroupError as error:
-            return replace(call, broken=(f"{operator.partner_group}: {error}",))
     found = operator.values(call)
     return replace(call, broken=tuple(found), agreed={} if found else _with_alive(call))
+
+
+def _with_partner(call: Call, partner_of: Callable[[Any], Group]) -> Call:
+    """Find the second domain, for a refused call too as far as it can be: its other rank waits to hear of the refusal."""
+    name = call.operator.partner_group
+    try:
+        if not (name and call.scope.eval(call.operator.partner_when)):
+            return call
+        partner = partner_of(call.args[name])
+    except (NameError, KeyError):
+        return call  # the argument that names it has the wrong kind, which has been reported
+    except GroupError as error:
+        return call if call.broken else replace(call, broken=(f"{name}: {error}",))
+    return call if partner is call.group else replace(call, partner=partner)
 
 
 def fake_outputs(operator: Operator, args: Mapping[str, Any]) -> list[tuple[tuple[Any, ...], torch.dtype] | None]:
@@ -148,7 +162,7 @@ _READ = {"HCCL_BUFFSIZE": 200, "HCCL_INTRA_PCIE_ENABLE": 0, "HCCL_INTRA_ROCE_ENA
 
 def _shapes(operator: Operator, scope: Scope) -> list[tuple[tuple[Any, ...], torch.dtype] | None]:
     return [
-        (tuple(scope.eval(size) for size in row.shape), getattr(torch, scope.eval(row.dtype))) if scope.eval(row.given) else None
+        (scope.sizes(row.shape), getattr(torch, scope.eval(row.dtype))) if scope.eval(row.given) else None
         for row in operator.outputs
     ]
 
@@ -158,7 +172,7 @@ def _report(operator: Operator, found: tuple[Violation, ...], product: config.Pr
         for violation in found:
             if violation.hardware:
                 text = f"{operator.name}: {product.name} would refuse this call: {violation.text}"
-                warnings.warn(text, CommfuseWarning, stacklevel=5)
+                warnings.warn(text, CommfuseWarning, stacklevel=6)  # the line that calls the operator
         found = tuple(violation for violation in found if not violation.hardware)
     return tuple(violation.text for violation in found)
 

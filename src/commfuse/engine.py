@@ -9,6 +9,7 @@ import torch
 
 from . import backends, groups
 from .call import Call, bind
+from .errors import ArgumentError
 from .spec.model import Operator
 
 listeners: list[Callable[[Call], None]] = []  # told of every call that is about to run, in order
@@ -23,7 +24,10 @@ def run(operator: Operator, args: dict[str, Any]) -> tuple[torch.Tensor | None, 
     """
     group = groups.resolve(args[operator.group])
     call = bind(operator, args, group, groups.resolve)
-    members = group.among(None if call.broken else operator.alive(call))
+    members = group.among(operator.alive(call))
+    if group.rank not in members.members:  # its own elastic_info says so: nobody waits for it
+        found = "".join(f"\n  {text}" for text in call.broken)
+        raise ArgumentError(f"{operator.name}: refused on rank {group.rank} of {group.size}:{found}")
     for listener in listeners:
         listener(call)
     with torch.no_grad(), torch.profiler.record_function(f"commfuse::{operator.name}"):

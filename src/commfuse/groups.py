@@ -79,8 +79,21 @@ class Group:
             if send[target].numel():
                 ops.append(_op(dist.isend, send[target], self.members[target], group))
                 peers.append(target)
-        if ops:
-            self._finish(ops, peers, waited_us)
+        self.finish(self._start(ops), peers, waited_us)
+
+    def post(self, send: Sequence[torch.Tensor], tag: int) -> Posted:
+        """Start to send ``send[i]`` to member i and return at once; what is for this rank itself does not travel."""
+        group = self._living()
+        others = [i for i, tensor in enumerate(send) if i != self.index and tensor.numel()]
+        ops = [_op(dist.isend, send[i], self.members[i], group, tag) for i in others]
+        return Posted(self, ops, others, self._start(ops))
+
+    def receive(self, receive: Sequence[torch.Tensor], tag: int, waited_us: list[float] | None = None) -> None:
+        """Fill ``receive[i]`` with what member i has posted under ``tag``; own and empty entries are left alone."""
+        group = self._living()
+        others = [i for i, tensor in enumerate(receive) if i != self.index and tensor.numel()]
+        ops = [_op(dist.irecv, receive[i], self.members[i], group, tag) for i in others]
+        self.finish(self._start(ops), others, waited_us)
 
     def gather(self, mine: torch.Tensor, waited_us: list[float] | None = None) -> torch.Tensor:
         """Return every member's ``mine`` (equal shapes and dtypes), stacked in member order."""
@@ -108,12 +121,19 @@ class Group:
             raise GroupError(f"group {self.name!r}: its process group has been destroyed; make a new one")
         return group
 
-    def _finish(self, ops: list[dist.P2POp], peers: list[int], waited_us: list[float] | None) -> None:
-        limit = timedelta(seconds=config.get("timeout"))
+    def _start(self, ops: list[dist.P2POp]) -> list[Any]:
         try:
-            works = dist.batch_isend_irecv(ops)
+            return list(dist.batch_isend_irecv(ops)) if ops else []
         except RuntimeError as error:
             raise ExchangeError(f"group {self.name!r}: the exchange could not start: {error}") from error
+
+    def finish(self, works: Sequence[Any], peers: Sequence[int], waited_us: list[float] | None = None) -> None:
+        """Wait until each of ``works`` with its peer is done.
+
+        Raises:
+            ExchangeError: a peer is gone or did not answer within ``COMMFUSE_TIMEOUT`` seconds.
+        """
+        limit = timedelta(seconds=config.get("timeout"))
         for work, peer in zip(works, peers if len(works) == len(peers) else peers[:1] * len(works), strict=True):
             begin = time.perf_counter()
             try:
@@ -128,8 +148,23 @@ class Group:
                 waited_us[peer] += (time.perf_counter() - begin) * 1e6
 
 
-def _op(kind: Any, tensor: torch.Tensor, peer: int, group: dist.ProcessGroup) -> dist.P2POp:
-    return dist.P2POp(kind, tensor, group=group, group_peer=peer, tag=_TAG)
+@dataclass(eq=False)
+class Posted:
+    """Messages on their way; holds their tensors until `wait`."""
+
+    group: Group
+    ops: list[dist.P2POp]
+    peers: list[int]
+    works: list[Any]
+
+    def wait(self) -> None:
+        """Wait until every peer has taken its message."""
+        self.group.finish(self.works, self.peers)
+        self.ops.clear()
+
+
+def _op(kind: Any, tensor: torch.Tensor, peer: int, group: dist.ProcessGroup, tag: int = _TAG) -> dist.P2POp:
+    return dist.P2POp(kind, tensor, group=group, group_peer=peer, tag=tag)
 
 
 _known: dict[str, Group] = {}

@@ -25,11 +25,13 @@ def of(members: Group) -> Backend:
         BackendError: no backend can run on every rank, or ranks ask for different ones; lists every rank's reasons.
     """
     asked = config.get("backend")
-    chosen: dict[tuple[str, tuple[int, ...]], Backend] = members.shared.setdefault("backends", {})
-    key = asked, members.members
-    if key not in chosen:
-        chosen[key] = _choose(members, asked)
-    return chosen[key]
+    chosen: dict[tuple[str, frozenset[int]], Backend] = members.shared.setdefault("backends", {})
+    who = frozenset(members.members)
+    for (name, ranks), backend in chosen.items():
+        if name == asked and who <= ranks:  # what all have chosen holds for those that are left
+            return backend
+    chosen[asked, who] = _choose(members, asked)
+    return chosen[asked, who]
 
 
 def _choose(members: Group, asked: str) -> Backend:

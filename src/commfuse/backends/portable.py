@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..agreement import agree
+from ..agreement import accept, agree
 from ..call import Call
 from ..groups import Group
 from .base import Outputs
@@ -19,7 +19,10 @@ class Portable:
 
     def run(self, call: Call) -> Outputs:
         """See `Backend.run`."""
-        members = call.group.among(None if call.broken else call.operator.alive(call))
+        members = call.group.among(call.operator.alive(call))
         waited_us = [0.0] * len(members.members)
-        agree(call, members, waited_us)
+        if call.operator.phase == "teardown":
+            accept(call)
+        elif call.operator.phase == "whole" or call.broken:
+            agree(call, members, waited_us)
         return call.operator.steps(call, members, waited_us)

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..agreement import agree
+from ..agreement import accept, agree
 from ..call import Call
 from ..errors import ArgumentError
 from ..groups import Group
 from .base import Outputs
+from .portable import Portable
 
 
 class Reference:
     """The published formula, over all ranks at once."""
 
     name = "reference"
+    _by_steps = Portable()  # setups must not wait, so they post as portable does
 
     def why_not(self, group: Group) -> list[str]:
         """Nothing is needed beyond the process group itself."""
@@ -25,9 +27,19 @@ class Reference:
 
     def run(self, call: Call) -> Outputs:
         """See `Backend.run`."""
-        members = call.group.among(None if call.broken else call.operator.alive(call))
-        agree(call, members)
-        everybody, mine = _gather(call, members)
+        members = call.group.among(call.operator.alive(call))
+        if call.operator.phase == "whole":
+            agree(call, members)
+            return self._golden(call, members, call.operator.golden_args(call))
+        if call.operator.phase == "setup":
+            return self._by_steps.run(call)
+        accept(call)
+        args = call.operator.golden_args(call)
+        self._by_steps.run(call)  # takes the peers' messages off the line and finds what does not match
+        return self._golden(call, members, args)
+
+    def _golden(self, call: Call, members: Group, args: dict[str, Any]) -> Outputs:
+        everybody, mine = _gather(call, members, args)
         try:
             results = call.operator.golden(everybody, call)
         except ValueError as error:
@@ -35,9 +47,9 @@ class Reference:
         return tuple(tensor for tensor, _ in results[mine])
 
 
-def _gather(call: Call, members: Group) -> tuple[list[dict[str, Any]], int]:
+def _gather(call: Call, members: Group, args: dict[str, Any]) -> tuple[list[dict[str, Any]], int]:
     """Return the arguments of all ranks, and which of them are this rank's."""
-    rows = members.gather_objects(dict(call.args))
+    rows = members.gather_objects(args)
     if call.partner is None:
         return rows, members.index
     halves = call.partner.gather_objects(rows)

@@ -40,8 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Run the script and return its exit code; 1 if only processes that it started failed, 2 if it cannot be started."""
     target = ["-m", *args.module] if args.module else [args.script, *args.args]
-    if args.module is None and (args.script is None or not Path(args.script).exists()):
-        print(f"commfuse run: {'no such file: ' + args.script if args.script else 'name a script or -m MODULE'}", file=sys.stderr)
+    problem = _problem(args)
+    if problem:
+        print(f"commfuse run: {problem}", file=sys.stderr)
         return 2
     real = shim.real_torch_npu(sys.path if getattr(sys.flags, "safe_path", False) else sys.path[1:])
     if real is not None:
@@ -53,6 +54,14 @@ def main(args: argparse.Namespace) -> int:
         code = _wait([sys.executable, *target], environment(os.environ, Path(folder), log))
         failed = children.unseen(log)
     return code if args.ignore_failed_children else _judge(code, failed)
+
+
+def _problem(args: argparse.Namespace) -> str:
+    if args.module:
+        return ""
+    if args.script is None:
+        return "name a script or -m MODULE"
+    return "" if Path(args.script).exists() else f"no such file: {args.script}"
 
 
 def environment(base: Mapping[str, str], folder: Path, log: Path) -> dict[str, str]:

@@ -38,6 +38,7 @@ class Tensor:
     optional: bool = False
     when: str = "True"  # the shapes are binding only then; real callers pass odd tensors for options that are off
     written: bool = False
+    aliases: tuple[str, ...] = ()  # other names under which callers may pass it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +83,7 @@ class Rule:
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
-    """An output: shape and dtype as expressions, and which part of it is specified."""
+    """An output: shape and dtype as expressions, and which part of it is specified. ``"*sizes"`` in a shape stands for several."""
 
     name: str
     shape: tuple[str, ...]
@@ -99,7 +100,7 @@ class Operator:
     summary: str
     args: tuple[Tensor | Attr, ...]  # in the published order
     first_keyword: str  # the first keyword-only argument
-    symbols: tuple[Symbol, ...]
+    symbols: tuple[Symbol, ...] = ()
     rules: tuple[Rule, ...]
     outputs: tuple[Output, ...]
     group: str  # the argument that names the communication domain
@@ -108,11 +109,12 @@ class Operator:
     rank: str = ""  # expression for this process's rank in the group; empty where no argument states it
     partner_group: str = ""  # a second domain (tensor parallel), used when `partner_when` holds
     partner_when: str = "False"
-    values: Callable[..., list[str]] = field(repr=False)  # call -> what only a look at the data shows to be broken
-    alive: Callable[..., tuple[int, ...] | None] = field(repr=False)  # call -> ranks that take part, None for all
+    phase: str = "whole"  # "setup" and "teardown" are the halves of a split operator: a setup waits for nobody
+    values: Callable[..., list[str]] = field(default=lambda call: [], repr=False)  # call -> what only its data shows to be broken
+    alive: Callable[..., tuple[int, ...] | None] = field(default=lambda call: None, repr=False)  # call -> ranks that take part, None for all
     steps: Callable[..., tuple[Any, ...]] = field(repr=False)  # (call, group) -> outputs, over group exchanges
     golden: Callable[..., Any] = field(repr=False)  # all ranks' arguments -> all ranks' (output, valid)
-    valid: Callable[..., tuple[int, ...]] | None = field(default=None, repr=False)
+    golden_args: Callable[..., dict[str, Any]] = field(default=lambda call: dict(call.args), repr=False)  # call -> what golden takes
 
     @cached_property
     def tensors(self) -> tuple[Tensor, ...]:

@@ -63,6 +63,11 @@ def _smallest(*values: Any) -> Any:
     return out
 
 
+def peer_bytes(counts: tuple[int, ...], world_size: int, experts: int, width: int) -> list[int]:
+    """Bytes of 2-byte rows of ``width`` to (or from) each peer; ``counts`` is [peer * experts + expert]."""
+    return [sum(counts[p * experts : (p + 1) * experts]) * width * 2 for p in range(world_size)]
+
+
 FUNCTIONS: dict[str, Any] = {
     "__builtins__": {},
     "max": _largest,
@@ -72,6 +77,10 @@ FUNCTIONS: dict[str, Any] = {
     "all": all,
     "ceil_div": ceil_div,
     "align": align,
+    "peer_bytes": peer_bytes,
+    "min_of": min,
+    "max_of": max,
+    "dtype_name": dtype_name,
 }
 
 
@@ -96,6 +105,13 @@ class Scope(dict[str, Any]):
     def eval(self, expression: str) -> Any:
         """Evaluate ``expression``; NameError, AttributeError, TypeError or ZeroDivisionError if an input is missing or broken."""
         return eval(_compiled(expression), FUNCTIONS, self)
+
+    def sizes(self, shape: tuple[str, ...]) -> tuple[Any, ...]:
+        """Evaluate a shape; an element ``"*expression"`` stands for all sizes that the expression gives."""
+        out: list[Any] = []
+        for size in shape:
+            out.extend(self.eval(size[1:]) if size.startswith("*") else (self.eval(size),))
+        return tuple(out)
 
 
 @cache

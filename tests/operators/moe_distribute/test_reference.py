@@ -175,6 +175,14 @@ def test_a2_index_does_not_count_masked_pairs() -> None:
     assert [valid(results[2]).tolist() for results in outputs] == [[0, 0, 1], [0, 1, 0]]
 
 
+def test_a_1d_mask_counts_and_does_not_select() -> None:
+    ids = [[[0], [0], [0]]]
+    outputs = dispatch_v2(dispatch_calls(tokens(1, 3), ids, 1, masks=[[0, 1, 1]]))
+    assert column_0(outputs) == [[0, 10]]
+    outputs = dispatch_v2(dispatch_calls(tokens(1, 3), ids, 1, masks=[[[0], [1], [1]]]))
+    assert column_0(outputs) == [[10, 20]]
+
+
 def test_dispatch_with_tensor_parallelism_as_worked_out() -> None:
     """Physical rank 2 * ep + tp has rows 100 * (2 * ep + tp) + 10 * token."""
     x = tokens(4, 2)
@@ -286,6 +294,17 @@ def test_wire_blocks_do_not_touch_each_other(dtype: torch.dtype) -> None:
     assert arrived[0, 8:24].isnan().all()
     assert arrived[0, 24:40].tolist() == [0] * 16
     assert arrived[0, 40:].tolist() == [127, -127]
+
+
+def test_combine_sends_every_row_over_the_wire() -> None:
+    """Rows of the own rank and rows of a shared expert too. Both experts are the identity."""
+    x = [torch.tensor([ROW], dtype=torch.float16)] * 2
+    calls = dispatch_calls(x, [[[0]]] * 2, 1, shared_expert_rank_num=1)
+    combine = combine_calls(calls, dispatch_v2(calls), [[[2.0]]] * 2, comm_quant_mode=2)
+    arrived = over_the_wire(x[0]).float()
+    assert not torch.equal(arrived, x[0].float())
+    for results in combine_v2(combine):
+        assert torch.equal(valid(results[0]), (2 * arrived + arrived).half())
 
 
 def test_wire_rounds_to_fp16_first() -> None:

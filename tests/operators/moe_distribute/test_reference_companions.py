@@ -212,6 +212,18 @@ def test_add_rms_norm_takes_the_sum_before_it_is_rounded() -> None:
     assert valid(x).item() == 1 + 2.0**-7
 
 
+def test_add_rms_norm_rounds_before_it_multiplies_with_gamma() -> None:
+    _, fused = rms_calls(torch.bfloat16)
+    for args in fused:
+        args["expert_scales"] = torch.zeros(3, 2)  # what remains is the residual, which is exact
+    differs = False
+    for args, (y, rstd, _) in zip(fused, combine_add_rms_norm(fused), strict=True):
+        normal, gamma = args["residual_x"].float() * valid(rstd), args["gamma"].float()
+        assert torch.equal(valid(y), (normal.bfloat16().float() * gamma).bfloat16())
+        differs |= not torch.equal(valid(y), (normal * gamma).bfloat16())
+    assert differs
+
+
 def test_add_rms_norm_of_masked_tokens_is_zero() -> None:
     _, fused = rms_calls(torch.float32, masks=MASKS_1D)
     for results, num_active in zip(combine_add_rms_norm(fused), (2, 1), strict=True):

@@ -13,17 +13,15 @@ if TYPE_CHECKING:
     from ...call import Call
 
 
-def sum_rows(call: Call, rows: torch.Tensor, sent: plan.Routes, out: torch.Tensor) -> None:
-    """Fill ``out`` [BS, H]; ``rows`` are the returned rows in the order of ``sent``. Tokens that take no part get zeros."""
-    out.copy_(float32_sum(call, rows, sent))
-
-
 def float32_sum(call: Call, rows: torch.Tensor, sent: plan.Routes) -> torch.Tensor:
-    """Return the sums [BS, H] before the final rounding."""
+    """Return the sums [BS, H] before the final rounding; ``rows`` are the returned rows in the order of ``sent``.
+
+    Tokens that take no part get zeros.
+    """
     active = values.active(call)
     acc = torch.zeros((call["BS"], call["H"]), dtype=torch.float32)
     token, slot = torch.from_numpy(sent.token), torch.from_numpy(sent.slot)
-    weights: torch.Tensor = call["expert_scales"]
+    weights = call["expert_scales"].reshape(call["BS"], call["K"])  # the split path also takes them flat
     expert_ids = torch.from_numpy(values.ids(call))
     taking_part = torch.from_numpy(active)
     for k in range(call["K"]):
@@ -71,3 +69,19 @@ def _gate(alpha_1: torch.Tensor, alpha_2: torch.Tensor, x: torch.Tensor) -> tupl
     dots = torch.stack([(alpha.double() * wide).sum(1) for alpha in (alpha_1, alpha_2)], 1)
     weights = torch.softmax(dots, 1).float()
     return weights[:, :1], weights[:, 1:]
+
+
+def add_rms_norm(call: Call, total: torch.Tensor, outputs: dict[str, torch.Tensor]) -> None:
+    """Fill y, rstd and x from the sums [BS, H]; rows of tokens that take no part are zeros in all three.
+
+    The mean of the squares is summed in float64, which is nearest to every order of summation.
+    """
+    dtype, hidden = call["expand_x"].dtype, call["H"]
+    z = total[:, None] + call["residual_x"].float()
+    squares = z * z * torch.tensor(1.0 / hidden, dtype=torch.float32)
+    rstd = 1.0 / torch.sqrt(squares.sum(2, keepdim=True, dtype=torch.float64).float() + call["norm_eps"])
+    normal = (z * rstd).to(dtype)
+    active = torch.from_numpy(values.active(call).any(1))[:, None, None]
+    outputs["y"].copy_(torch.where(active, (normal.float() * call["gamma"].float()).to(dtype), 0))
+    outputs["rstd"].copy_(torch.where(active, rstd, 0))
+    outputs["x"].copy_(torch.where(active, z.to(dtype), 0))

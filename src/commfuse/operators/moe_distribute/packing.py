@@ -15,7 +15,8 @@ def pack(columns: Sequence[torch.Tensor]) -> torch.Tensor:
     for column in columns:
         end = begin + _width(column)
         if column.numel():
-            packed[:, begin:end] = column.reshape(rows, -1).contiguous().view(torch.uint8)
+            plain = column.reshape(rows, -1).clone(memory_format=torch.contiguous_format)  # contiguous() may keep odd strides
+            packed[:, begin:end] = plain.view(torch.uint8)
         begin = end
     return packed
 

@@ -18,7 +18,9 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-Ints = npt.NDArray[np.int64]
+from .. import orders
+from ..orders import Ints
+
 Flags = npt.NDArray[np.bool_]
 
 
@@ -59,7 +61,7 @@ class Routes:
 
     def per_rank(self) -> list[int]:
         """Rows for each destination."""
-        return [int(n) for n in self.counts.sum(1)]
+        return orders.per_peer(self.counts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +78,7 @@ class Arrivals:
 
     def prefix_sums(self) -> Ints:
         """Inclusive prefix sum over (local expert, source rank)."""
-        return np.cumsum(self.counts.T.reshape(-1))
+        return prefix_sums(self.counts)
 
     def per_expert(self) -> Ints:
         """Rows for each local expert."""
@@ -84,7 +86,7 @@ class Arrivals:
 
     def per_rank(self) -> list[int]:
         """Rows from each source."""
-        return [int(n) for n in self.counts.sum(1)]
+        return orders.per_peer(self.counts)
 
 
 @lru_cache(maxsize=256)
@@ -121,43 +123,85 @@ def active_pairs(num_tokens: int, top_k: int, mask: Flags | None) -> Flags:
     return np.repeat(np.arange(num_tokens)[:, None] < mask.sum(), top_k, axis=1)
 
 
-def routes(expert_ids: Ints, active: Flags, top: Topology, rank: int) -> Routes:
-    """Return the rows that local rank ``rank`` sends. Ids of inactive pairs are not looked at."""
+def routes(
+    expert_ids: Ints, active: Flags, top: Topology, rank: int, *, split_shared: bool = False, first_factor: int | None = None
+) -> Routes:
+    """Return the rows that local rank ``rank`` sends. Ids of inactive pairs are not looked at.
+
+    ``split_shared``: a rank's tokens are shared out over all shared-expert ranks (the first version of the operators).
+    ``first_factor``: row of `scales` that belongs to MoE expert 0, if it is not the number of shared experts.
+    """
     _, top_k = expert_ids.shape
     pair_token, pair_k = np.nonzero(active & (np.where(active, expert_ids, 0) < top.first_special))
     expert = expert_ids[pair_token, pair_k]
-    copy_token, copy_expert = _shared_copies(active, top)
+    copy_token, copy_expert, copy_rank = (_split_copies if split_shared else _shared_copies)(active, top, rank)
     width = max(top.experts_per_rank, 1)
     moe_key = (top.shared_ranks + expert // width) * width + expert % width
-    copy_key = (copy_expert * top.replicas + (rank % top.replicas if top.replicas else 0)) * width
-    order = np.argsort(np.concatenate([copy_key, moe_key]), kind="stable")
-    counts = np.bincount(np.concatenate([copy_key, moe_key]), minlength=top.world * width)
+    key = np.concatenate([copy_rank * width, moe_key])
+    order = np.argsort(key, kind="stable")
+    first = top.shared_experts if first_factor is None else first_factor
     return Routes(
         token=np.concatenate([copy_token, pair_token])[order],
         slot=np.concatenate([top_k + copy_expert, pair_k])[order],
-        factor_row=np.concatenate([copy_expert, top.shared_experts + expert])[order],
-        counts=counts.reshape(top.world, width),
+        factor_row=np.concatenate([copy_expert, first + expert])[order],
+        counts=np.bincount(key, minlength=top.world * width).reshape(top.world, width),
     )
 
 
-def _shared_copies(active: Flags, top: Topology) -> tuple[Ints, Ints]:
-    """Return (token, shared expert) of every copy that goes to a shared expert."""
+def _shared_copies(active: Flags, top: Topology, rank: int) -> tuple[Ints, Ints, Ints]:
+    """Return (token, shared expert, destination) of every copy that goes to a shared expert: one replica of each."""
     experts = top.shared_experts if top.shared_ranks else 0
     tokens = np.nonzero(active.any(1))[0]
-    return np.tile(tokens, experts), np.repeat(np.arange(experts), len(tokens))
+    expert = np.repeat(np.arange(experts), len(tokens))
+    return np.tile(tokens, experts), expert, expert * top.replicas + (rank % top.replicas if top.replicas else 0)
+
+
+def _split_copies(active: Flags, top: Topology, rank: int) -> tuple[Ints, Ints, Ints]:
+    """The same where a shared-expert rank keeps its own tokens and every other rank shares out its own over all of them."""
+    tokens = np.arange(len(active) if top.shared_ranks else 0)
+    if rank < top.shared_ranks:
+        target = np.full_like(tokens, rank)
+    else:
+        target = np.repeat(np.arange(top.shared_ranks), split_sizes(len(tokens), top.shared_ranks, rank))
+    return tokens, np.zeros_like(tokens), target
+
+
+def split_sizes(num_tokens: int, shared_ranks: int, rank: int) -> Ints:
+    """Return how many of a rank's tokens belong to each shared-expert rank, one contiguous range after the other."""
+    return np.diff((np.arange(shared_ranks + 1) + rank) * num_tokens // max(shared_ranks, 1))
+
+
+def booked(came: Arrivals, top: Topology, rank: int) -> Ints:
+    """Return ``came.counts`` as the first version of the operators shows it: own tokens of a shared-expert rank as if shared out."""
+    counts = came.counts.copy()
+    if rank < top.shared_ranks:
+        counts[: top.shared_ranks, 0] = split_sizes(int(counts[rank, 0]), top.shared_ranks, rank)
+    return counts
+
+
+def unbooked(counts: Ints, top: Topology, rank: int) -> Ints:
+    """Inverse of `booked`."""
+    out = counts.copy()
+    if rank < top.shared_ranks:
+        out[: top.shared_ranks, 0] = 0
+        out[rank, 0] = counts[: top.shared_ranks, 0].sum()
+    return out
 
 
 def arrivals(counts: Ints) -> Arrivals:
     """Return the order of the rows that come in; ``counts`` is [source rank, local expert]."""
-    sources, experts = counts.shape
-    expert_of_row = np.repeat(np.tile(np.arange(experts), sources), counts.reshape(-1))
-    return Arrivals(order=np.argsort(expert_of_row, kind="stable"), counts=counts)
+    return Arrivals(order=orders.by_expert(counts), counts=counts)
 
 
-def arrivals_from_prefix_sums(prefix_sums: Sequence[int], sources: int, experts: int) -> Arrivals:
-    """Inverse of `Arrivals.prefix_sums`."""
-    flat = np.diff(np.asarray(prefix_sums, dtype=np.int64)[: sources * experts], prepend=0)
-    return arrivals(flat.reshape(experts, sources).T.copy())
+def prefix_sums(counts: Ints) -> Ints:
+    """Return the inclusive prefix sum over (local expert, source rank); ``counts`` is [source rank, local expert]."""
+    return np.cumsum(counts.T.reshape(-1))
+
+
+def counts_from_prefix_sums(sums: Sequence[int], sources: int, experts: int) -> Ints:
+    """Inverse of `prefix_sums`; a sequence without entries stands for zeros."""
+    flat = np.asarray(sums if len(sums) else np.zeros(sources * experts), dtype=np.int64)[: sources * experts]
+    return np.ascontiguousarray(np.diff(flat, prepend=0).reshape(experts, sources).T)
 
 
 def expand_idx(expert_ids: Ints, active: Flags, first_special: int) -> Ints:

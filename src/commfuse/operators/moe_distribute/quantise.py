@@ -34,7 +34,7 @@ def per_block(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     padded = torch.nn.functional.pad(rows.float(), (0, -hidden % BLOCK)).view(n, blocks, BLOCK)
     scale = padded.abs().amax(2) * torch.tensor(1 / 127, dtype=torch.float32)
     ratio = (padded / scale[:, :, None]).to(torch.float16).float()
-    quantised = torch.where(torch.isfinite(ratio), torch.round(ratio), 0.0).to(torch.int8)
+    quantised = torch.where(torch.isfinite(ratio), torch.round(ratio).clamp(-128, 127), 0.0).to(torch.int8)
     return quantised.view(n, blocks * BLOCK)[:, :hidden].contiguous(), scale.to(rows.dtype)
 
 

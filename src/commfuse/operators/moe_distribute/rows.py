@@ -121,6 +121,8 @@ SYMBOLS = (
         " and HCCL_INTRA_ROCE_ENABLE == 0 else 'fullmesh'",
         meaning="what comm_alg means on A2",
     ),
+    Symbol(name="layout", formula="'index' if product == 'A2' else 'triplets'", meaning="content of assist_info_for_combine"),
+    Symbol(name="split_shared", formula="False", meaning="whether a rank's tokens are shared out over the shared-expert ranks"),
     Symbol(
         name="window_bytes_A3",
         formula="2 * (e * max_bs * ep_world_size * (ceil_div(align(32, 2 * H) + 44, 480) * 512 if comm_alg == 'fullmesh_v2'"
@@ -137,9 +139,22 @@ SYMBOLS = (
     Symbol(name="needed_mb_A2", formula="ceil_div(window_bytes_A2, 2**20)", meaning="the same in MB"),
 )
 
+
+def without(*names: str) -> tuple[Symbol, ...]:
+    """Give the arguments ``names``, which an operator does not have, the value that means "not used"."""
+    return tuple(Symbol(name=name, formula=_UNUSED.get(name, "None"), meaning="") for name in names)
+
+
+_UNUSED = {
+    **dict.fromkeys(("tp_world_size", "tp_rank_id", "zero_expert_num", "copy_expert_num", "const_expert_num"), "0"),
+    "comm_alg": "''",
+}
+SPECIAL_NAMES = ("zero_expert_num", "copy_expert_num", "const_expert_num")
+SPECIAL_INPUTS = ("ori_x", "const_expert_alpha_1", "const_expert_alpha_2", "const_expert_v")
+
 # --- rules of the formula, on every product ------------------------------------------------------------------------------------
 
-_WORLD = (
+WORLD_LIMITS = (
     at_least("ep_world_size", 1, FORMULA),
     holds("ep_world_size", "ep_world_size == group_size", "the size of group_ep = {group_size}", FORMULA),
     between(
@@ -152,7 +167,7 @@ _WORLD = (
     holds("ep_rank_id", "ep_rank_id == group_rank", "this process's rank in group_ep = {group_rank}", FORMULA),
     holds("group_ep", "1 <= len(group_ep) <= 127", "1 to 127 characters", PAGE + "group_ep", says="groupEp is invalid"),
 )
-_EXPERTS = (
+EXPERT_LIMITS = (
     at_least("moe_expert_num", 1, PAGE + "moe_expert_num", says="moeExpertNum is invalid, only support (0, 1024]"),
     holds(
         "moe_expert_num",
@@ -178,6 +193,8 @@ _EXPERTS = (
         when="shared_expert_rank_num > 0",
         says="shared_expert_num and shared_expertrank_num have obvious value situations: …",
     ),
+)
+SPECIAL_LIMITS = (
     at_least("zero_expert_num", 0, PAGE + "zero_expert_num", says="zeroExpertNum less than 0"),
     at_least("copy_expert_num", 0, PAGE + "copy_expert_num", says="copyExpertNum less than 0"),
     at_least("const_expert_num", 0, PAGE + "const_expert_num", says="constExpertNum less than 0"),
@@ -189,7 +206,7 @@ _EXPERTS = (
         says="… exceed INT32_MAX.",
     ),
 )
-_TENSOR_PARALLEL = (
+TENSOR_PARALLEL_LIMITS = (
     one_of("tp_world_size", (0, 1, 2), PAGE + "tp_world_size", says="tpWorldSize is invalid, only support [0, 2]"),
     holds(
         "tp_rank_id",
@@ -223,7 +240,7 @@ _TENSOR_PARALLEL = (
         says="Cannot support elasticInfo when tpWorldSize = … > 1",
     ),
 )
-_SIZES = (
+SIZE_LIMITS = (
     at_least("H", 1, FORMULA),
     between(
         "K",
@@ -248,7 +265,7 @@ _SIZES = (
 
 # --- what A3 and A2 refuse besides ---------------------------------------------------------------------------------------------
 
-_HARDWARE = (
+HARDWARE_LIMITS = (
     between(
         "BS",
         1,
@@ -333,7 +350,14 @@ _HARDWARE = (
     ),
 )
 
-RULES: tuple[Rule, ...] = (*_WORLD, *_EXPERTS, *_TENSOR_PARALLEL, *_SIZES, *_HARDWARE)
+RULES: tuple[Rule, ...] = (
+    *WORLD_LIMITS,
+    *EXPERT_LIMITS,
+    *SPECIAL_LIMITS,
+    *TENSOR_PARALLEL_LIMITS,
+    *SIZE_LIMITS,
+    *HARDWARE_LIMITS,
+)
 
 AGREE = (
     "ep_world_size",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...spec.model import HALF, HARDWARE, ON_A2, ON_A3, ROWS, Attr, Operator, Output, Tensor, at_least, holds, one_of
-from . import goldens, rows, steps, values
+from . import combine_steps, goldens, rows, values
 from .rows import COMBINE_PAGE as PAGE
 
 _SPECIAL_ROWS = "copy_expert_num > 0 or const_expert_num > 0"
@@ -246,6 +246,6 @@ COMBINE_V2 = Operator(
     partner_when="tp_world_size == 2",
     values=values.combine,
     alive=values.alive,
-    steps=steps.combine_v2,
+    steps=combine_steps.combine,
     golden=goldens.combine_v2,
 )

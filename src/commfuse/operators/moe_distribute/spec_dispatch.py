@@ -16,7 +16,7 @@ from ...spec.model import (
     holds,
     one_of,
 )
-from . import goldens, rows, steps, values
+from . import dispatch_steps, goldens, rows, values
 from .rows import PAGE
 
 _ARGS = (
@@ -186,6 +186,6 @@ DISPATCH_V2 = Operator(
     partner_when="tp_world_size == 2",
     values=values.dispatch,
     alive=values.alive,
-    steps=steps.dispatch_v2,
+    steps=dispatch_steps.dispatch,
     golden=goldens.dispatch_v2,
 )

@@ -27,14 +27,25 @@ def dispatch(call: Call) -> list[str]:
 
 def combine(call: Call) -> list[str]:
     """Return every broken rule that the values of a combine call show."""
-    found = _common(call)
-    return found or _counts(call)
+    return _common(call) or held_counts(call) or _earlier_pairs(call)
+
+
+def combine_own_tokens(call: Call) -> list[str]:
+    """Return every broken rule that the values of the receiving half of a combine show."""
+    return _common(call) or _earlier_pairs(call)
 
 
 def alive(call: Call) -> tuple[int, ...] | None:
-    """Return the ranks of the domain that take part, in the order of their local ids; None for all."""
-    shrunk = elastic(call)
-    return None if shrunk is None else topology(call).physical
+    """Return the ranks of the domain that take part, in the order of their local ids; None for all.
+
+    Of a refused call, too, as far as its table can be believed: ranks that are gone must not be waited for.
+    """
+    info, world = call.args.get("elastic_info"), call.group.size
+    if not isinstance(info, torch.Tensor) or info.shape != (4 + 2 * world,):
+        return None
+    shrunk = tuple(int(v) for v in info.tolist())
+    first = shrunk[4 + world]  # whoever asks, the ranks that are left are the same
+    return None if shrunk[0] == 0 or living_table(shrunk, world, first) else shrunk[4 + world :][: shrunk[1]]
 
 
 def elastic(call: Call) -> tuple[int, ...] | None:
@@ -96,33 +107,35 @@ def _mask_order(call: Call) -> list[str]:
 
 def _table(call: Call, shrunk: tuple[int, ...]) -> list[str]:
     """Check the shrinking table against the call it comes with."""
-    world = call["ep_world_size"]
-    flag, living, shared, experts = shrunk[:4]
+    found = living_table(shrunk, call["ep_world_size"], call["ep_rank_id"])
+    return found or _roles(call, *shrunk[1:4])
+
+
+def living_table(shrunk: tuple[int, ...], world: int, me: int) -> list[str]:
+    """Return what is wrong with the flag, the number of living ranks and the two tables of elastic_info on rank ``me``."""
+    flag, living = shrunk[:2]
     to_local, to_rank = shrunk[4 : 4 + world], shrunk[4 + world :]
     name = "elastic_info"
     if flag != 1:
         return [f"{name}[0] = {flag}: must be 0 (not shrunk) or 1"]
     if not 1 <= living <= world:
-        return [f"{name}[1] = {living} (ranks alive): must be in 1..ep_world_size = 1..{world}"]
+        return [f"{name}[1] = {living} (ranks alive): must be in 1..{world} (ep_world_size)"]
     if sorted(local for local in to_local if local != -1) != list(range(living)):
-        return [
-            f"{name}[4:{4 + world}] = {list(to_local)}: must give each of the {living} living ranks one id 0..{living - 1}, -1 to others"
-        ]
-    found = []
-    wrong = [local for local in range(living) if not 0 <= to_rank[local] < world or to_local[to_rank[local]] != local]
-    if wrong:
-        found.append(
-            f"{name}[{4 + world + wrong[0]}] = {to_rank[wrong[0]]}: must be the rank whose id is {wrong[0]}, as entries 4..{3 + world} say"
-        )
-    if to_local[call["ep_rank_id"]] == -1:
-        found.append(
-            f"{name}[{4 + call['ep_rank_id']}] = -1: this rank (ep_rank_id = {call['ep_rank_id']}) is removed and must not call"
-        )
-    return found + _roles(call, living, shared, experts)
+        allowed = f"must give each of the {living} living ranks one id of 0..{living - 1}, and -1 to the others"
+        return [f"{name}[4:{4 + world}] = {list(to_local)}: {allowed}"]
+    for local in range(living):
+        if not 0 <= to_rank[local] < world or to_local[to_rank[local]] != local:
+            allowed = f"must be {to_local.index(local)}, the rank whose id entries 4..{3 + world} say is {local}"
+            return [f"{name}[{4 + world + local}] = {to_rank[local]}: {allowed}"]
+    if to_local[me] == -1:
+        return [f"{name}[{4 + me}] = -1: this rank (ep_rank_id = {me}) is removed and must not call"]
+    return []
 
 
 def _roles(call: Call, living: int, shared: int, experts: int) -> list[str]:
     shared_experts, per_rank = call["E_s"], call["e"]
+    if experts > call["moe_expert_num"]:
+        return [f"elastic_info[3] = {experts} (MoE experts): must be at most moe_expert_num = {call['moe_expert_num']}"]
     if shared_experts and (shared < shared_experts or shared % shared_experts):
         return [
             f"elastic_info[2] = {shared} (shared-expert ranks): must be a positive multiple of shared_expert_num = {shared_experts}"
@@ -172,26 +185,48 @@ def _not_finite(call: Call) -> list[str]:
     return [f"x[{t}]: holds NaN or infinity; must be finite with quant_mode 2 and COMMFUSE_CHECK=1" for t in bad[:_SHOWN]]
 
 
-def _counts(call: Call) -> list[str]:
-    """Check ep_send_counts (and tp_send_counts) against the rows and triplets that are there."""
+def held_counts(call: Call) -> list[str]:
+    """Check the counts handed from dispatch to combine against the rows and triplets that are there."""
     top = topology(call)
     me = top.physical.index(call["ep_rank_id"])
     used = top.world * top.local_experts(me)
-    sums: list[int] = call["ep_send_counts"][:used].tolist()
+    name = counts_name(call)
+    sums: list[int] = counts(call)[:used].tolist() or [0] * used
     falling = [i for i in range(used) if sums[i] < (sums[i - 1] if i else 0)]
     if falling:
         i = falling[0]
-        return [f"ep_send_counts[{i}] = {sums[i]}: must be a prefix sum (not below the entry before it), as dispatch returned it"]
-    own = sums[-1]
-    rows, triplets = call["rows"], call["assist_length"]
+        return [f"{name}[{i}] = {sums[i]}: must be a prefix sum (not below the entry before it), as dispatch returned it"]
+    own, rows = sums[-1], call["rows"]
     found = _partner_rows(call, own)
     if own > rows:
-        found.append(f"ep_send_counts[{used - 1}] = {own} rows: must be at most the rows of expand_x = {rows}")
-    if call.product != config.A2 and 3 * own > triplets:
+        found.append(f"{name}[{used - 1}] = {own} rows: must be at most the rows of expand_x = {rows}")
+    if call["layout"] == "triplets" and 3 * own > len(assist(call)):
         found.append(
-            f"assist_info_for_combine has {triplets} entries: must have 3 for each of ep_send_counts[{used - 1}] = {own} rows"
+            f"{assist_name(call)} has {len(assist(call))} entries: must have 3 for each of {name}[{used - 1}] = {own} rows"
         )
-    return found or _earlier_pairs(call)
+    return found
+
+
+def counts_name(call: Call) -> str:
+    """The argument that holds the prefix sums which dispatch returned."""
+    return "ep_send_counts" if "ep_send_counts" in call.args else "assist_info_for_combine"
+
+
+def counts(call: Call) -> torch.Tensor:
+    """Return the prefix sums which dispatch returned."""
+    out: torch.Tensor = call[counts_name(call)]
+    return out
+
+
+def assist_name(call: Call) -> str:
+    """The argument that holds dispatch's assist_info_for_combine or expand_idx."""
+    return "expand_idx" if "expand_idx" in call.args else "assist_info_for_combine"
+
+
+def assist(call: Call) -> torch.Tensor:
+    """Return dispatch's assist_info_for_combine or expand_idx."""
+    out: torch.Tensor = call[assist_name(call)]
+    return out
 
 
 def _partner_rows(call: Call, own: int) -> list[str]:
@@ -209,11 +244,11 @@ def _partner_rows(call: Call, own: int) -> list[str]:
 
 
 def _earlier_pairs(call: Call) -> list[str]:
-    """With the A2 layout assist_info holds the owner's expand_idx: it must be that of these ids."""
-    if call.product != config.A2:
+    """With the index layout the argument holds the owner's expand_idx: it must be that of these ids."""
+    if call["layout"] != "index":
         return []
     expected = plan.expand_idx(ids(call), active(call), call["moe_expert_num"])
-    given = call["assist_info_for_combine"][: expected.size].cpu().numpy()
+    given = assist(call)[: expected.size].cpu().numpy()
     counted = (active(call) & (np.where(active(call), ids(call), 0) < call["moe_expert_num"])).reshape(-1)
     wrong = np.nonzero((given != expected) & counted)[0]
-    return [f"assist_info_for_combine[{i}] = {given[i]}: must be {expected[i]}, as dispatch returned it" for i in wrong[:_SHOWN]]
+    return [f"{assist_name(call)}[{i}] = {given[i]}: must be {expected[i]}, as dispatch returned it" for i in wrong[:_SHOWN]]

@@ -1,20 +1,11 @@
-"""The public operators: torch_npu's names and signatures, one function each."""
+"""MoE dispatch and combine, version 2."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import engine, torch_ops
-from .operators import OPERATORS
-
-
-def _call(name: str, args: dict[str, Any]) -> Any:
-    operator = OPERATORS[name]
-    outputs = torch_ops.call(operator, args) if torch.compiler.is_compiling() else engine.run(operator, args)
-    return outputs if len(outputs) > 1 else outputs[0]
+from ._call import call
 
 
 def npu_moe_distribute_dispatch_v2(
@@ -98,7 +89,7 @@ def npu_moe_distribute_dispatch_v2(
         GroupError: the group does not exist in this process.
         ExchangeError: a peer died or did not answer in time.
     """
-    return _call("npu_moe_distribute_dispatch_v2", locals())  # type: ignore[no-any-return]
+    return call("npu_moe_distribute_dispatch_v2", locals())  # type: ignore[no-any-return]
 
 
 def npu_moe_distribute_combine_v2(
@@ -184,4 +175,4 @@ def npu_moe_distribute_combine_v2(
         GroupError: the group does not exist in this process.
         ExchangeError: a peer died or did not answer in time.
     """
-    return _call("npu_moe_distribute_combine_v2", locals())  # type: ignore[no-any-return]
+    return call("npu_moe_distribute_combine_v2", locals())  # type: ignore[no-any-return]

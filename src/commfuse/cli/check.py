@@ -1,0 +1,181 @@
+"""``commfuse check``: a backend against the published formulas, over named and random cases."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from .. import __version__, config
+from ..checking import FAMILIES, Family, Outcome, check
+from . import terminal
+from .arguments import UsageError, add_backend, add_json, whole_number
+from .processes import Processes
+
+MOST_RANKS = 16
+RANDOM = 20  # cases, unless asked for another number
+_TRIES = 1000  # seeds looked at for one random case on a wanted number of ranks
+_SHOWN = 10  # differences that are printed in full
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """The result for one operator."""
+
+    operator: str
+    cases: int
+    outputs: int  # compared, over all ranks and cases
+    failed: tuple[str, ...]  # cases
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments to ``parser``."""
+    names = [operator for family in FAMILIES.values() for operator in family.operators]
+    parser.add_argument("--operator", choices=names, metavar="NAME", help=f"only this one of {', '.join(names)}")
+    add_backend(parser)
+    parser.add_argument(
+        "--ranks", type=whole_number(1, MOST_RANKS), nargs="+", metavar="N", help="only cases on these numbers of processes"
+    )
+    parser.add_argument("--case", nargs="+", metavar="ID", help="only these named cases, and no random ones (see --list)")
+    parser.add_argument(
+        "--random", type=whole_number(0, 100_000), metavar="N", help=f"random cases per family (default: {RANDOM})"
+    )
+    parser.add_argument(
+        "--seed", type=whole_number(0, 2**31 - 1), default=0, metavar="S", help="of the first random case (default: 0)"
+    )
+    parser.add_argument("--list", action="store_true", help="print the named cases and their numbers of processes, run nothing")
+    add_json(parser)
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run the cases; 0 only if every compared output is as it should be."""
+    families = [family for family in FAMILIES.values() if args.operator in (None, *family.operators)]
+    cases = [(family, case) for family in families for case in _cases(family, args)]
+    _know_all(args.case, cases)
+    if args.list:
+        _list(cases, as_json=args.json)
+        return 0
+    if not cases:
+        raise UsageError("no case is left to run")
+    begin = time.perf_counter()
+    outcomes = list(_run(cases, args.backend or config.get("backend")))
+    rows = _rows(families, outcomes, args.operator)
+    seconds = time.perf_counter() - begin
+    if args.json:
+        terminal.print_json(_as_json(args, rows, outcomes, seconds))
+    else:
+        _draw(rows, outcomes, seconds, terminal.console())
+    return 1 if any(row.failed for row in rows) else 0
+
+
+def _cases(family: Family, args: argparse.Namespace) -> list[Any]:
+    named = [case for case in family.named_cases() if _wanted(family, case, args)]
+    if args.case or args.list:
+        return [case for case in named if args.case is None or case.id in args.case]
+    count = RANDOM if args.random is None else args.random
+    seeds = range(args.seed, args.seed + (count or 1) * _TRIES)
+    drawn = (case for case in map(family.random_case, seeds) if _wanted(family, case, args))
+    return [*named, *itertools.islice(drawn, count)]
+
+
+def _wanted(family: Family, case: Any, args: argparse.Namespace) -> bool:
+    return args.ranks is None or family.world_size(case) in args.ranks
+
+
+def _know_all(names: Sequence[str] | None, cases: Sequence[tuple[Family, Any]]) -> None:
+    missing = sorted(set(names or ()) - {case.id for _, case in cases})
+    if missing:
+        raise UsageError(f"no case is named {' or '.join(missing)} among those asked for; `commfuse check --list` names them")
+
+
+def _run(cases: Sequence[tuple[Family, Any]], backend: str) -> Iterator[Outcome]:
+    preload = ("commfuse.checking",)
+    with terminal.progress() as show, Processes(*preload) as processes:
+        show("processes start", 0, len(cases))
+        done = itertools.count(1)
+        for family in dict.fromkeys(family for family, _ in cases):
+            for outcome in check(processes.run, family, [case for of, case in cases if of is family], backend=backend):
+                show(outcome.case, next(done), len(cases))
+                yield outcome
+
+
+def _rows(families: Sequence[Family], outcomes: Sequence[Outcome], only: str | None) -> list[Row]:
+    rows = []
+    for family in families:
+        mine = [outcome for outcome in outcomes if outcome.family == family.name]
+        compared: Counter[str] = sum((outcome.compared for outcome in mine), Counter())
+        for operator in family.operators:
+            failed = tuple(outcome.case for outcome in mine if not outcome.passed_for(operator))
+            rows.append(Row(operator=operator, cases=len(mine), outputs=compared[operator], failed=failed))
+    return [row for row in rows if only in (None, row.operator)]
+
+
+def _backends(outcomes: Sequence[Outcome]) -> list[str]:
+    return sorted({name for outcome in outcomes for name in outcome.backends})
+
+
+def _problems(rows: Sequence[Row], outcomes: Sequence[Outcome]) -> list[tuple[str, str]]:
+    """What went wrong with the operators in ``rows``: the case, and one problem of it."""
+    bad = {case for row in rows for case in row.failed}
+    return [(outcome.case, text) for outcome in outcomes if outcome.case in bad for text in outcome.problems]
+
+
+def _as_json(args: argparse.Namespace, rows: Sequence[Row], outcomes: Sequence[Outcome], seconds: float) -> dict[str, Any]:
+    return {
+        "command": "check",
+        "version": __version__,
+        "backends": _backends(outcomes),
+        "seed": args.seed,
+        "operators": [{**vars(row), "failed": list(row.failed)} for row in rows],
+        "problems": [{"case": case, "text": text} for case, text in _problems(rows, outcomes)],
+        "seconds": seconds,
+        "passed": not any(row.failed for row in rows),
+    }
+
+
+def _draw(rows: Sequence[Row], outcomes: Sequence[Outcome], seconds: float, out: Console) -> None:
+    names = ", ".join(_backends(outcomes)) or "no backend"
+    out.print(Text(f"\n{names} against the published formulas", style="bold"))
+    table = Table(box=None, pad_edge=False, padding=(0, 1))
+    for head in ("operator", "cases", "outputs compared", "cases that differ"):
+        table.add_column(Text(head, style="dim"), justify="left" if head == "operator" else "right", header_style="none")
+    for row in rows:
+        style = "bold red" if row.failed else "green"
+        table.add_row(row.operator, f"{row.cases:,}", f"{row.outputs:,}", Text(f"{len(row.failed):,}", style=style))
+    out.print(Padding(table, (0, 0, 0, 2), expand=False))
+    _draw_problems(_problems(rows, outcomes), out)
+    failed = any(row.failed for row in rows)
+    word, style = ("FAILED", "bold red") if failed else ("passed", "bold green")
+    out.print(Text.assemble("\n", (word, style), f" after {seconds:.1f} s"))
+
+
+def _draw_problems(texts: Sequence[tuple[str, str]], out: Console) -> None:
+    """The first problems; one that several cases share is printed once."""
+    cases: dict[str, list[str]] = {}
+    for case, text in texts:
+        cases.setdefault(text, []).append(case)
+    if cases:
+        out.print(Text("\nWhat is wrong", style="bold"))
+    for text, names in itertools.islice(cases.items(), _SHOWN):
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        out.print(Padding(Text.assemble((f"{names[0]}{more}: ", "dim"), text), (0, 0, 0, 2), expand=False))
+    if len(cases) > _SHOWN:
+        out.print(Padding(Text(f"and {len(cases) - _SHOWN} more; --json lists all"), (0, 0, 0, 2), expand=False))
+
+
+def _list(cases: Sequence[tuple[Family, Any]], as_json: bool) -> None:
+    found = [{"family": family.name, "case": case.id, "processes": family.world_size(case)} for family, case in cases]
+    if as_json:
+        terminal.print_json({"command": "check", "cases": found})
+        return
+    for row in found:
+        print(f"{row['family']}  {row['processes']:>2}  {row['case']}")

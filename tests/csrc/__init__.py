@@ -1,0 +1,1 @@
+"""The C++ core through its bindings. Its own tests, without Python, are in csrc/tests and run by ctest."""

@@ -1,0 +1,29 @@
+"""All-gather and matmul in the idiom of the published script: torch's spawn, the default group. Argument: port."""
+
+# mypy: ignore-errors
+
+import sys
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import torch_npu
+from torch.distributed.distributed_c10d import _get_default_group
+
+
+def run_all_gather_base_mm(rank, world_size, port, m, k, n, dtype):
+    torch_npu.npu.set_device(rank)
+    dist.init_process_group(backend="hccl", rank=rank, world_size=world_size, init_method="tcp://127.0.0.1:" + port)
+    hcomm_info = _get_default_group()._get_backend(torch.device("npu")).get_hccl_comm_name(rank)
+    everything = torch.randn(m, k, generator=torch.Generator().manual_seed(1)).to(dtype)
+    shard = everything.chunk(world_size)[rank].npu()
+    weight = torch.randn(k, n, generator=torch.Generator().manual_seed(2)).to(dtype).npu()
+    output, gather_out = torch_npu.npu_all_gather_base_mm(shard, weight, hcomm_info, world_size)
+    assert torch.equal(gather_out, everything)
+    torch.testing.assert_close(output.float(), everything.float() @ weight.float(), rtol=2**-8, atol=2**-5)
+    sys.stdout.write(f"rank {rank} npu finished!\n")
+
+
+if __name__ == "__main__":
+    worksize = 4
+    mp.spawn(run_all_gather_base_mm, args=(worksize, sys.argv[1], 32, 64, 16, torch.float16), nprocs=worksize)

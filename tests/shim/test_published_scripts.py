@@ -1,0 +1,40 @@
+"""The example scripts printed in the published operator documents, run unmodified at their printed world sizes.
+
+They are third-party text and do not ship with this project: ``COMMFUSE_PUBLISHED_SCRIPTS`` names their folder.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from .operators import missing_operators, named_operators
+from .running import run
+
+ROOT = Path(__file__).parents[2]
+DEADLINE = 240  # seconds; eight or sixteen processes on two cores, some of them compiling
+FAILURES = ("Traceback (most recent call last)", "Error type")
+
+
+def _scripts() -> list[Path]:
+    folder = Path(os.environ.get("COMMFUSE_PUBLISHED_SCRIPTS", ROOT / ".." / "shared" / "seeds" / "scripts"))
+    return sorted(folder.glob("*.py"))
+
+
+def test_there_is_something_to_run() -> None:
+    if "COMMFUSE_PUBLISHED_SCRIPTS" not in os.environ and not _scripts():
+        pytest.skip("needs the published scripts: set COMMFUSE_PUBLISHED_SCRIPTS to their folder")
+    assert _scripts()
+    assert all(named_operators(script) for script in _scripts())
+
+
+@pytest.mark.timeout(DEADLINE + 60)
+@pytest.mark.parametrize("script", _scripts(), ids=lambda script: script.name)
+def test_published_script(script: Path) -> None:
+    if missing := missing_operators(script):
+        pytest.skip(f"commfuse has no {', '.join(missing)} yet")
+    outcome = run(script, deadline=DEADLINE)
+    assert outcome.code == 0, outcome
+    assert not any(sign in outcome.out + outcome.err for sign in FAILURES), outcome

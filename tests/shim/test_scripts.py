@@ -1,0 +1,17 @@
+"""Own scripts in the idiom of the published examples, run unmodified; each checks its numbers itself."""
+
+from __future__ import annotations
+
+import pytest
+
+from .operators import missing_operators
+from .running import SCRIPTS, free_port, run
+
+
+@pytest.mark.parametrize("name", ["eager_dispatch_combine.py", "graph_dispatch_combine.py", "spawn_all_gather_mm.py"])
+def test_script(name: str) -> None:
+    if missing := missing_operators(SCRIPTS / name):
+        pytest.skip(f"commfuse has no {', '.join(missing)} yet")
+    outcome = run(SCRIPTS / name, free_port(), deadline=120)
+    assert outcome.code == 0, outcome
+    assert sum(line.endswith("npu finished!") for line in outcome.out.splitlines()) == 4, outcome

@@ -1,0 +1,203 @@
+"""Every rule of dispatch and combine v2 at its ends, and every expression of their rows on valid calls. No ranks are needed.
+
+A misspelt name in a row would not be noticed otherwise: a rule that lacks what it needs counts as not broken.
+"""
+
+from __future__ import annotations
+
+import re
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+
+import commfuse
+from commfuse.call import Call, bind
+from commfuse.config import A2, A3, PORTABLE
+from commfuse.groups import Group
+from commfuse.operators import OPERATORS
+from commfuse.operators.moe_distribute.cases import RoundTrip
+from commfuse.spec.check import broken, violations
+from commfuse.spec.model import Operator, Output, Rule
+from commfuse.spec.scope import Scope, TensorInfo
+from tests.misuse import bases
+
+DISPATCH, COMBINE = (OPERATORS[f"npu_moe_distribute_{name}_v2"] for name in ("dispatch", "combine"))
+PRODUCTS = (PORTABLE, A3, A2)
+
+A2_16 = replace(bases.A2, id="a2-16", world_size=16, num_tokens=(2,) * 16, moe_expert_num=16)
+A2_16_HIERARCHY = replace(A2_16, id="a2-16-hierarchy", comm_alg="hierarchy", with_expert_scales=True)
+
+# Calls that a product accepts, which together make every rule apply that such calls can make apply.
+VALID: list[tuple[str, RoundTrip]] = [
+    *((PORTABLE, case) for case in (bases.PLAIN, bases.INT8, bases.SPECIAL, bases.SHARED, bases.TWO_SHARED, bases.MASKED)),
+    *((PORTABLE, case) for case in (bases.MASKED_PAIRS, bases.SHARED_ROWS, bases.ELASTIC, bases.PARTNERS, bases.TP_ONE)),
+    (PORTABLE, replace(bases.SHARED_ROWS, id="shared-rows-3d", shared_expert_x=3)),
+    (PORTABLE, replace(bases.SPECIAL, id="special-2d", alpha="2d")),
+    (PORTABLE, replace(bases.PLAIN, id="uneven", num_tokens=(3, 0, 1, 2), global_bs="max", with_performance_info=True)),
+    *((A3, case) for case in (bases.A3, bases.A3_V2, bases.A3_PARTNERS)),
+    (A3, replace(bases.A3, id="a3-everything", quant_mode=2, smooth=True, copy_expert_num=1, const_expert_num=1, mask="1d")),
+    (A3, replace(bases.A3, id="a3-shared", shared_expert_rank_num=2, moe_expert_num=4)),
+    (A3, replace(bases.A3, id="a3-uneven", num_tokens=(2, 1, 1, 2), global_bs="max")),
+    (A2, A2_16),
+    (A2, A2_16_HIERARCHY),
+    (A2, replace(A2_16, id="a2-16-uneven", num_tokens=(2,) * 15 + (1,), global_bs="max")),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bound:
+    """A valid call of one rank and the names in it."""
+
+    id: str
+    operator: Operator
+    product: str
+    call: Call
+
+    def scope(self, product: str = "", **changes: Any) -> Scope:
+        """A scope of one's own, as ``product`` would have it, with some names changed; symbols are worked out anew."""
+        derived = {symbol.name for symbol in self.operator.symbols}
+        plain = {name: value for name, value in self.call.scope.items() if name not in derived}
+        environment = {"HCCL_BUFFSIZE": 200, "HCCL_INTRA_PCIE_ENABLE": 0, "HCCL_INTRA_ROCE_ENABLE": 0}
+        scope = Scope({**environment, **plain, "product": product or self.product, **changes}, self.operator.symbols)
+        scope.origin.update(self.call.scope.origin)
+        return scope
+
+
+def domain(name: str, size: int, rank: int) -> Group:
+    """A domain in name only: nothing is sent in this file."""
+    return Group(name=name, size=size, rank=rank, members=tuple(range(size)), process_group=weakref.ref(set()))  # type: ignore[arg-type]
+
+
+def bound(operator: Operator, args: dict[str, Any], case: RoundTrip, rank: int, product: str) -> Call:
+    given = {**args, "group_ep": "ep", "group_tp": "tp" if case.tp_world_size == 2 else ""}
+    complete = {row.name: given[row.name] if row.name in given else getattr(row, "default", None) for row in operator.args}
+    with commfuse.config.override(product=product):
+        return bind(operator, complete, domain("ep", case.world_size, rank), lambda name: domain(name, 2, 0))
+
+
+@cache
+def valid_calls() -> tuple[Bound, ...]:
+    """Every call of VALID on the first and the last rank: they may have different roles."""
+    found = []
+    for product, case in VALID:
+        for rank in (0, case.world_size - 1):
+            there = bound(DISPATCH, case.dispatch_args(rank), case, rank, product)
+            outputs = [torch.zeros(shape[0], dtype=shape[1]) for shape in there.shapes if shape is not None]
+            back = case.combine_args(rank, 0, outputs, torch.zeros(outputs[0].shape, dtype=case.dtype))
+            home = bound(COMBINE, back, case, rank, product)
+            name = f"{product}-{case.id}-rank-{rank}"
+            found += [Bound(id=name, operator=call.operator, product=product, call=call) for call in (there, home)]
+    return tuple(found)
+
+
+def calls_of(operator: Operator) -> Iterator[Bound]:
+    return (one for one in valid_calls() if one.operator is operator)
+
+
+def scopes_where(operator: Operator, rule: Rule) -> Iterator[Scope]:
+    """Scopes, under the products that have ``rule``, in which it applies; also of calls that another product or algorithm accepts."""
+    for changes in ({}, {"comm_alg": "fullmesh_v2"}):
+        for one in calls_of(operator):
+            for product in PRODUCTS:
+                if product in rule.on and one.scope(product, **changes).eval(rule.when):
+                    yield one.scope(product, **changes)
+
+
+def name_of(rule: Rule) -> str:
+    return re.sub(r"[^A-Za-z0-9_]+", "-", f"{rule.subject} {rule.low} {rule.high} {rule.must[:20]} {rule.when} {'-'.join(sorted(rule.on))}")
+
+
+RULES = [pytest.param(operator, rule, id=f"{operator.name[4:]}-{name_of(rule)}") for operator in (DISPATCH, COMBINE) for rule in operator.rules]
+RANGES = [found for found in RULES if found.values[1].low or found.values[1].high]
+
+
+# --- rules at their ends -----------------------------------------------------------------------------------------------------------
+
+
+def at(operator: Operator, rule: Rule, value: int) -> str:
+    """What ``rule`` says of a call in which its subject is ``value``."""
+    scope = next(scopes_where(operator, rule))
+    first, *others = dict.fromkeys(re.findall(r"[A-Za-z_]\w*", rule.subject))
+    scope |= {first: value, **dict.fromkeys(others, 1)}
+    assert scope.eval(rule.subject) == value
+    assert scope.eval(rule.when)
+    return broken(rule, scope)
+
+
+@pytest.mark.parametrize(("operator", "rule"), RANGES)
+def test_ends(operator: Operator, rule: Rule) -> None:
+    scope = next(scopes_where(operator, rule))
+    low, high = (scope.eval(end) if end else None for end in (rule.low, rule.high))
+    inside = {low, low + 1, high, (high - 1) if high is not None else None} - {None}
+    assert [at(operator, rule, value) for value in inside if high is None or low <= value <= high] == [""] * len(inside)
+    for value in (low - 1, *([high + 1] if high is not None else [])):
+        text = at(operator, rule, value)
+        allowed = f"at least {rule.low}" if high is None else f"in {rule.low}..{rule.high}"
+        assert text.startswith(f"{rule.subject} = {value}")
+        assert f": must be {allowed}" in text
+        assert re.search(rf"\b{low}\b", text)
+        assert high is None or re.search(rf"\.\.{high}\b", text)
+        assert text.endswith(f"[{rule.source}]")
+
+
+def test_there_are_ranges() -> None:
+    assert len(RANGES) > 40
+    assert {product for found in RANGES for product in found.values[1].on} == set(PRODUCTS)
+
+
+# --- nothing in the rows is misspelt -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("one", valid_calls(), ids=lambda one: f"{one.operator.name[4:]}-{one.id}")
+def test_valid_calls_break_no_rule(one: Bound) -> None:
+    assert violations(one.operator, one.scope(), one.product) == []
+
+
+@pytest.mark.parametrize(("operator", "rule"), RULES)
+def test_rule_evaluates(operator: Operator, rule: Rule) -> None:
+    assert rule.source.strip()
+    applies = list(scopes_where(operator, rule))  # evaluates `when` on every call of every product that has the rule
+    assert applies, "no call makes this rule apply"
+    for scope in applies:
+        scope.eval(rule.test)
+        scope.eval(rule.subject)
+        for shown in re.findall(r"{([^}]*)}", rule.must):
+            scope.eval(shown)
+
+
+@pytest.mark.parametrize("operator", [DISPATCH, COMBINE], ids=lambda operator: operator.name)
+def test_other_rows_evaluate(operator: Operator) -> None:
+    evaluated = {symbol.name: False for symbol in operator.symbols}
+    for one in calls_of(operator):
+        scope = one.scope()
+        for expression in (*operator.agree, operator.world_size, operator.rank, operator.partner_when):
+            scope.eval(expression)
+        for row in operator.outputs:
+            assert_output(scope, row)
+        for row in operator.tensors:
+            if isinstance(scope[row.name], TensorInfo) and scope.eval(row.when):
+                sizes = next(shape for shape in row.shapes if len(shape) == scope[row.name].ndim)
+                assert tuple(scope.eval(size) for size in sizes) == scope[row.name].shape
+        for name in evaluated:
+            evaluated[name] |= evaluates(scope, name)
+    assert all(evaluated.values()), evaluated
+
+
+def assert_output(scope: Scope, row: Output) -> None:
+    assert all(scope.eval(size) >= 0 for size in row.shape)
+    assert isinstance(getattr(torch, scope.eval(row.dtype)), torch.dtype)
+    assert scope.eval(row.given) in (True, False)
+
+
+def evaluates(scope: Scope, name: str) -> bool:
+    """Whether the symbol has a value in this call; a name that is not there raises NameError all the same."""
+    try:
+        scope.eval(name)
+    except ZeroDivisionError:
+        return False
+    return True
