@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 
 from .call import Call
+from .config import PORTABLE
 from .errors import ArgumentError, CommfuseError, MismatchError
 from .groups import Group, Posted
 
@@ -24,8 +25,11 @@ _T = TypeVar("_T")
 class Announcement:
     """What this rank has told its peers at the start of a call, and where they tell it."""
 
-    call: Call
+    subject: str  # the operator, or what else the ranks do together
+    rules: str
+    broken: Sequence[str]
     members: Group
+    partner: Group | None
     mine: Mapping[str, Any]
     header: torch.Tensor
     posted: Posted
@@ -39,14 +43,39 @@ class Announcement:
 
 def announce(call: Call, members: Group) -> Announcement:
     """Tell the peers whether this rank accepts its arguments, and a digest of what it believes the call to be; waits for nobody."""
+    return _announce(members, call.operator.name, call.agreed, call.broken, call.product, call.partner)
+
+
+def agree_on(members: Group, subject: str) -> None:
+    """Make sure that every rank is about to do ``subject``, something that is not an operator. Raises MismatchError as `hear` does."""
+    hear(_announce(members, subject, {}))
+
+
+def _announce(
+    members: Group,
+    subject: str,
+    agreed: Mapping[str, Any],
+    broken: Sequence[str] = (),
+    rules: str = PORTABLE,
+    partner: Group | None = None,
+) -> Announcement:
     numbers: dict[frozenset[int], int] = members.shared.setdefault("calls", {})  # ranks that were left out have not counted
     who = frozenset(members.members)
     numbers[who] = numbers.get(who, 0) + 1
-    mine = {"operator": call.operator.name, "call number": numbers[who], **call.agreed}
-    header = torch.tensor([_REFUSED if call.broken else _OK, _digest(mine)])
+    mine = {"operator": subject, "call number": numbers[who], **agreed}
+    header = torch.tensor([_REFUSED if broken else _OK, _digest(mine)])
     tag = _FIRST_TAG + numbers[who] % _TAGS
-    posted = members.post([header] * len(members.members), tag)
-    return Announcement(call=call, members=members, mine=mine, header=header, posted=posted, tag=tag)
+    return Announcement(
+        subject=subject,
+        rules=rules,
+        broken=broken,
+        members=members,
+        partner=partner,
+        mine=mine,
+        header=header,
+        posted=members.post([header] * len(members.members), tag),
+        tag=tag,
+    )
 
 
 def hear(announced: Announcement, waited_us: list[float] | None = None) -> None:
@@ -57,8 +86,8 @@ def hear(announced: Announcement, waited_us: list[float] | None = None) -> None:
         MismatchError: ranks are in different operators or disagree on an argument; the text says who holds what.
     """
     error = _compare(announced, waited_us)
-    if announced.call.partner is not None:
-        error = _ask_partner(announced.call, error)
+    if announced.partner is not None:
+        error = _ask_partner(announced.partner, error)
     if error is not None:
         raise error
 
@@ -71,34 +100,35 @@ def agree(call: Call, members: Group, waited_us: list[float] | None = None) -> N
 def accept(call: Call) -> None:
     """Raise ArgumentError if this rank refuses ``call``; for calls that no peer waits for."""
     if call.broken:
-        raise ArgumentError(_refusals(call, call.group, [call.broken if r == call.group.rank else () for r in call.group.members]))
+        everyone = call.group
+        broken = [call.broken if rank == everyone.rank else () for rank in everyone.members]
+        raise ArgumentError(_refusals(call.operator.name, call.product, everyone, broken))
 
 
 def verdict(call: Call, members: Group, problem: str) -> None:
     """Raise ArgumentError on every rank if any rank reports a ``problem`` ('' for none) that only the data showed."""
     problems = members.gather_objects(problem)
     if any(problems):
-        raise ArgumentError(_refusals(call, members, [(text,) if text else () for text in problems]))
+        raise ArgumentError(_refusals(call.operator.name, call.product, members, [(text,) if text else () for text in problems]))
 
 
 def _compare(announced: Announcement, waited_us: list[float] | None) -> CommfuseError | None:
-    call, members = announced.call, announced.members
+    members = announced.members
     headers = announced.header.repeat(len(members.members), 1)
     members.receive(list(headers), announced.tag, waited_us)
     announced.posted.wait()
     if not headers[:, 0].any() and (headers[:, 1] == headers[0, 1]).all():
         return None
-    details = members.gather_objects((call.broken, dict(announced.mine)))
+    details = members.gather_objects((announced.broken, dict(announced.mine)))
     stated = [detail for _, detail in details]
     differing = [name for name in ("operator", "call number") if len({str(s[name]) for s in stated}) > 1]
     if not differing and any(broken for broken, _ in details):
-        return ArgumentError(_refusals(call, members, [broken for broken, _ in details]))
+        return ArgumentError(_refusals(announced.subject, announced.rules, members, [broken for broken, _ in details]))
     return MismatchError(_differences(members, stated, differing))
 
 
-def _ask_partner(call: Call, error: CommfuseError | None) -> CommfuseError | None:
-    assert call.partner is not None
-    theirs = call.partner.gather_objects(None if error is None else (type(error), str(error)))
+def _ask_partner(partner: Group, error: CommfuseError | None) -> CommfuseError | None:
+    theirs = partner.gather_objects(None if error is None else (type(error), str(error)))
     told = [found for found in theirs if found is not None]
     return told[0][0]("\n".join(dict.fromkeys(text for _, text in told))) if told else None
 
@@ -108,15 +138,15 @@ def _digest(values: Mapping[str, Any]) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little", signed=True)
 
 
-def _refusals(call: Call, members: Group, broken: Sequence[Sequence[str]]) -> str:
-    rules = "" if call.product == "portable" else f" under the rules of {call.product}"
+def _refusals(subject: str, product: str, members: Group, broken: Sequence[Sequence[str]]) -> str:
+    rules = "" if product == PORTABLE else f" under the rules of {product}"
     by_text: dict[tuple[str, ...], list[int]] = {}
     for rank, texts in _by_rank(members, broken):
         if texts:
             by_text.setdefault(tuple(texts), []).append(rank)
     parts = []
     for texts, ranks in by_text.items():
-        parts.append(f"{call.operator.name}: refused{rules} on {_ranks(ranks, members)}:")
+        parts.append(f"{subject}: refused{rules} on {_ranks(ranks, members)}:")
         parts += [f"  {text}" for text in texts]
     return "\n".join(parts)
 

@@ -40,7 +40,7 @@ class Call:
         return self.args[name] if name in self.args else self.scope[name]
 
     def outputs(self) -> dict[str, torch.Tensor]:
-        """Allocate the outputs by name (those that the call gives); with ``COMMFUSE_POISON=1`` filled so that a reader of a tail is caught."""
+        """Allocate the outputs that the call gives, by name; ``COMMFUSE_POISON=1`` fills them, so that a reader of a tail is caught."""
         device = next((value.device for value in self.args.values() if isinstance(value, torch.Tensor)), None)
         made = {
             row.name: torch.empty(shape[0], dtype=shape[1], device=device)
@@ -71,12 +71,14 @@ def bind(operator: Operator, args: Mapping[str, Any], group: Group, partner_of: 
     """Bind ``args`` (every argument by name) to a `Call` in ``group``; ``partner_of`` finds the second domain if one is used."""
     product = config.get("product")
     plain, kinds, odd = _normalise(operator, args)
-    key = (operator.name, product.name, group.size, group.rank, tuple(kinds.items()), tuple(odd), _environment(product.name))
+    around, unreadable = _environment(product.name)
+    odd += unreadable
+    key = (operator.name, product.name, group.size, group.rank, tuple(kinds.items()), tuple(odd), tuple(around.items()))
     known = _checked.get(key)
     if known is None:
         if len(_checked) >= _KEEP:
             _checked.clear()
-        known = _checked[key] = _check(operator, kinds, group, product.name, odd)
+        known = _checked[key] = _check(operator, kinds, group, product.name, around, odd)
     broken = _report(operator, known.found, product)
     call = Call(
         operator=operator,
@@ -139,9 +141,11 @@ def _normalise(operator: Operator, args: Mapping[str, Any]) -> tuple[dict[str, A
     return plain, kinds, odd
 
 
-def _check(operator: Operator, kinds: Mapping[str, Any], group: Group, product: str, odd: list[str]) -> _Checked:
-    around = {"group_size": group.size, "group_rank": group.rank, "product": product, **dict(_environment(product))}
-    scope = Scope({**kinds, **around}, operator.symbols)
+def _check(
+    operator: Operator, kinds: Mapping[str, Any], group: Group, product: str, around: Mapping[str, int], odd: list[str]
+) -> _Checked:
+    where = {"group_size": group.size, "group_rank": group.rank, "product": product}
+    scope = Scope({**kinds, **where, **around}, operator.symbols)
     bind_dimensions(operator, scope)
     found = tuple(violations(operator, scope, product, odd))
     if any(not violation.hardware for violation in found):
@@ -150,14 +154,20 @@ def _check(operator: Operator, kinds: Mapping[str, Any], group: Group, product: 
     return _Checked(scope, found, tuple(_shapes(operator, scope)), agreed)
 
 
-def _environment(product: str) -> tuple[tuple[str, int], ...]:
-    """What a product's rules read from the environment, with that product's defaults."""
-    if product == config.PORTABLE:
-        return ()
-    return tuple((name, int(os.environ.get(name, default))) for name, default in _READ.items())
+def _environment(product: str) -> tuple[dict[str, int], list[str]]:
+    """What a product's rules read from the environment, with that product's defaults, and what of it is not a number."""
+    read: dict[str, int] = {}
+    odd: list[str] = []
+    for name, default in _READ.items() if product != config.PORTABLE else ():
+        text = os.environ.get(name, default)
+        try:
+            read[name] = int(text)
+        except ValueError:
+            odd.append(f"{name} = {text!r} (environment variable): must be an integer")
+    return read, odd
 
 
-_READ = {"HCCL_BUFFSIZE": 200, "HCCL_INTRA_PCIE_ENABLE": 0, "HCCL_INTRA_ROCE_ENABLE": 0}
+_READ = {"HCCL_BUFFSIZE": "200", "HCCL_INTRA_PCIE_ENABLE": "0", "HCCL_INTRA_ROCE_ENABLE": "0"}
 
 
 def _shapes(operator: Operator, scope: Scope) -> list[tuple[tuple[Any, ...], torch.dtype] | None]:

@@ -9,11 +9,10 @@ import torch
 
 from . import backends, groups
 from .call import Call, bind
-from .errors import ArgumentError
+from .errors import ArgumentError, GroupError
 from .spec.model import Operator
 
 listeners: list[Callable[[Call], None]] = []  # told of every call that is about to run, in order
-
 
 
 def run(operator: Operator, args: dict[str, Any]) -> tuple[torch.Tensor | None, ...]:
@@ -22,7 +21,10 @@ def run(operator: Operator, args: dict[str, Any]) -> tuple[torch.Tensor | None, 
     Raises:
         CommfuseError: see `errors`; a wrong argument raises on every rank of the group, before any row is sent.
     """
-    group = groups.resolve(args[operator.group])
+    try:
+        group = groups.resolve(args[operator.group])
+    except GroupError as error:
+        raise GroupError(f"{operator.name}: {operator.group}: {error}") from None
     call = bind(operator, args, group, groups.resolve)
     members = group.among(operator.alive(call))
     if group.rank not in members.members:  # its own elastic_info says so: nobody waits for it

@@ -17,7 +17,9 @@ class CommfuseError(RuntimeError):
 
 
 class ArgumentError(CommfuseError):
-    """An argument breaks a rule; raised before any row is sent, with every broken rule in one message."""
+    """An argument breaks a rule; every broken rule is in the message. Nothing has been sent, unless only the rows themselves
+    showed it (combine, whose handed-on tensors are not those of one dispatch).
+    """
 
 
 class MismatchError(ArgumentError):

@@ -58,11 +58,15 @@ class Group:
         )
 
     def exchange(
-        self, send: Sequence[torch.Tensor], receive: Sequence[torch.Tensor], waited_us: list[float] | None = None
+        self,
+        send: Sequence[torch.Tensor],
+        receive: Sequence[torch.Tensor],
+        waited_us: list[float] | None = None,
+        tag: int = _TAG,
     ) -> None:
         """Send ``send[i]`` to member i and fill ``receive[i]`` from it; both sides know the sizes, empty ones do not travel.
 
-        ``waited_us[i]`` grows by the microseconds spent waiting for member i.
+        ``waited_us[i]`` grows by the microseconds spent waiting for member i. Messages of different tags do not meet.
 
         Raises:
             ExchangeError: a peer is gone or did not answer within ``COMMFUSE_TIMEOUT`` seconds.
@@ -74,10 +78,10 @@ class Group:
             source = (self.index - step) % len(self.members)
             target = (self.index + step) % len(self.members)
             if receive[source].numel():
-                ops.append(_op(dist.irecv, receive[source], self.members[source], group))
+                ops.append(_op(dist.irecv, receive[source], self.members[source], group, tag))
                 peers.append(source)
             if send[target].numel():
-                ops.append(_op(dist.isend, send[target], self.members[target], group))
+                ops.append(_op(dist.isend, send[target], self.members[target], group, tag))
                 peers.append(target)
         self.finish(self._start(ops), peers, waited_us)
 
@@ -86,7 +90,7 @@ class Group:
         group = self._living()
         others = [i for i, tensor in enumerate(send) if i != self.index and tensor.numel()]
         ops = [_op(dist.isend, send[i], self.members[i], group, tag) for i in others]
-        return Posted(self, ops, others, self._start(ops))
+        return Posted(group=self, tensors=[op.tensor for op in ops], peers=others, works=self._start(ops))
 
     def receive(self, receive: Sequence[torch.Tensor], tag: int, waited_us: list[float] | None = None) -> None:
         """Fill ``receive[i]`` with what member i has posted under ``tag``; own and empty entries are left alone."""
@@ -95,18 +99,18 @@ class Group:
         ops = [_op(dist.irecv, receive[i], self.members[i], group, tag) for i in others]
         self.finish(self._start(ops), others, waited_us)
 
-    def gather(self, mine: torch.Tensor, waited_us: list[float] | None = None) -> torch.Tensor:
+    def gather(self, mine: torch.Tensor, waited_us: list[float] | None = None, tag: int = _TAG) -> torch.Tensor:
         """Return every member's ``mine`` (equal shapes and dtypes), stacked in member order."""
         out = mine.new_empty((len(self.members), *mine.shape))
-        self.exchange([mine.contiguous()] * len(self.members), list(out), waited_us)
+        self.exchange([mine.contiguous()] * len(self.members), list(out), waited_us, tag)
         return out
 
-    def gather_objects(self, mine: Any) -> list[Any]:
+    def gather_objects(self, mine: Any, tag: int = _TAG) -> list[Any]:
         """Return every member's ``mine``, any picklable object."""
         data = torch.frombuffer(bytearray(pickle.dumps(mine)), dtype=torch.uint8)
-        sizes = self.gather(torch.tensor([data.numel()])).flatten().tolist()
+        sizes = self.gather(torch.tensor([data.numel()]), tag=tag).flatten().tolist()
         parts = [torch.empty(size, dtype=torch.uint8) for size in sizes]
-        self.exchange([data] * len(self.members), parts)
+        self.exchange([data] * len(self.members), parts, tag=tag)
         return [pickle.loads(part.numpy().tobytes()) for part in parts]
 
     def all_to_all(self, rows: torch.Tensor, send_counts: Sequence[int], receive_counts: Sequence[int]) -> torch.Tensor:
@@ -134,7 +138,8 @@ class Group:
             ExchangeError: a peer is gone or did not answer within ``COMMFUSE_TIMEOUT`` seconds.
         """
         limit = timedelta(seconds=config.get("timeout"))
-        for work, peer in zip(works, peers if len(works) == len(peers) else peers[:1] * len(works), strict=True):
+        named = list(peers) if len(works) == len(peers) else list(peers[:1]) * len(works)  # some backends coalesce
+        for work, peer in zip(works, named, strict=True):
             begin = time.perf_counter()
             try:
                 work.wait(limit)
@@ -148,19 +153,19 @@ class Group:
                 waited_us[peer] += (time.perf_counter() - begin) * 1e6
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class Posted:
     """Messages on their way; holds their tensors until `wait`."""
 
     group: Group
-    ops: list[dist.P2POp]
+    tensors: list[torch.Tensor]
     peers: list[int]
     works: list[Any]
 
     def wait(self) -> None:
         """Wait until every peer has taken its message."""
         self.group.finish(self.works, self.peers)
-        self.ops.clear()
+        self.tensors.clear()
 
 
 def _op(kind: Any, tensor: torch.Tensor, peer: int, group: dist.ProcessGroup, tag: int = _TAG) -> dist.P2POp:
@@ -179,6 +184,8 @@ def resolve(group: str | dist.ProcessGroup) -> Group:
     found = _by_name(group) if isinstance(group, str) else group
     if not isinstance(found, dist.ProcessGroup):
         raise GroupError(f"group must be a name or a ProcessGroup, got {type(group).__name__}")
+    if found not in c10d._world.pg_map:
+        raise GroupError(f"group {found.group_name!r} has been destroyed; make a new one")
     known = _known.get(found.group_name)
     if known is not None and known.process_group() is found:
         return known

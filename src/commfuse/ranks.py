@@ -97,7 +97,9 @@ class Ranks:
 
     def _judge(self, results: dict[int, tuple[bool, Any]], deadline: float) -> None:
         late = [rank for rank in range(self.world_size) if rank not in results]
-        texts = [f"rank {rank}: not done after {deadline:.0f} s" for rank in late]
+        failed = not all(fine for fine, _ in results.values())
+        when = f"{_GRACE:.0f} s after another had failed" if failed else f"after {deadline:.0f} s"
+        texts = [f"rank {rank}: not done {when}" for rank in late]
         texts += [f"rank {rank}:\n{text}" for rank, (fine, text) in sorted(results.items()) if not fine]
         if texts:
             for process in self._processes:

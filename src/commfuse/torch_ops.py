@@ -22,7 +22,6 @@ NAMESPACE = "commfuse"
 ORDER = torch.zeros(1, dtype=torch.int32)
 
 _library = torch.library.Library(NAMESPACE, "DEF")
-_GIVEN_AS_EMPTY = "a None result"
 
 
 def schema(operator: Operator) -> str:
@@ -40,7 +39,7 @@ def _argument(operator: Operator, index: int) -> str:
     return f"{_TYPES.get(row.schema, row.schema)} {row.name}"
 
 
-_TYPES = {"group": "str", "int?": "int?"}
+_TYPES = {"group": "str", "int[]": "SymInt[]"}  # counts differ from call to call and must not compile anew
 
 
 def _implementation(operator: Operator) -> Callable[..., Any]:
@@ -74,8 +73,15 @@ def call(operator: Operator, args: dict[str, Any]) -> tuple[Any, ...]:
     plain = {row.name: _plain(row, args[row.name]) for row in operator.args}
     outputs = getattr(torch.ops.commfuse, operator.name)(*plain.values(), ORDER)
     outputs = outputs if len(operator.outputs) > 1 else (outputs,)
-    given = fake_outputs(operator, plain) if any(row.given != "True" for row in operator.outputs) else outputs
-    return tuple(None if shape is None else tensor for shape, tensor in zip(given, outputs, strict=True))
+    given = _given[operator.name](**plain)
+    return tuple(tensor if there else None for tensor, there in zip(outputs, given, strict=True))
+
+
+def _which_are_given(operator: Operator) -> Callable[..., tuple[Any, ...]]:
+    """Return a function of all arguments by name that tells which outputs are given; unlike `fake_outputs`, a compiler can trace it."""
+    conditions = "".join(f"{row.given}, " for row in operator.outputs)
+    found: Callable[..., tuple[Any, ...]] = eval(f"lambda {', '.join(operator.names)}: ({conditions})")
+    return found
 
 
 def _plain(row: TensorRow | Attr, value: Any) -> Any:
@@ -90,5 +96,6 @@ def _register(operator: Operator) -> None:
     torch.library.register_fake(f"{NAMESPACE}::{operator.name}", _fake(operator), lib=_library)
 
 
+_given = {operator.name: _which_are_given(operator) for operator in OPERATORS.values()}
 for _operator in OPERATORS.values():
     _register(_operator)

@@ -1,8 +1,8 @@
 """A wrong call as data: what one writes, what one reads; and the runner that carries out many of them on warm ranks.
 
-    Misuse     one wrong call, on all processes or on one of them
-    Odd        a call that looks wrong and is not: it must give what the plain call gives
-    carry_out  every case of a list on real ranks, each followed by the plain call on the same group
+Misuse     one wrong call, on all processes or on one of them
+Odd        a call that looks wrong and is not: it must give what the plain call gives
+carry_out  every case of a list on real ranks, each followed by the plain call on the same group
 """
 
 from __future__ import annotations
@@ -150,25 +150,27 @@ def _serve(rank: int, module: str, size: int, folder: str) -> bytes:
     """Run the cases of ``module`` that take ``size`` processes; pickled plain calls and outcomes."""
     cases = [case for case in importlib.import_module(module).CASES if case.processes == size]
     plains: dict[tuple[RoundTrip, str], Plain] = {}
-    outcomes: dict[str, Outcome] = {}
-    progress = Path(folder, str(rank)).open("w", buffering=1)
-    for case in cases:
-        if not _takes_part(rank, case.base):
-            groups_of(case.base)
-            outcomes[case.id] = Outcome(error="absent")
-            continue
-        print(case.id, file=progress)
-        settings = {"product": case.accepted, "timeout": TIMEOUT, "poison": True, **case.settings}
-        with commfuse.config.override(**settings), warnings.catch_warnings():
-            warnings.simplefilter("ignore", commfuse.CommfuseWarning)
-            key = case.base, case.accepted
-            if key not in plains:
-                plains[key] = plain_calls(rank, case.base)
-            outcomes[case.id] = _one(rank, case, plains[key])
-        if "ExchangeError" in (outcomes[case.id].error, outcomes[case.id].afterwards[:13]):
-            break  # the group is lost
-    lost = Outcome(error="not run", text="the group was lost in a case before")
-    return pickle.dumps((plains, {case.id: outcomes.get(case.id, lost) for case in cases}))
+    outcomes = {case.id: Outcome(error="not run", text="the group was lost in a case before") for case in cases}
+    with Path(folder, str(rank)).open("w", buffering=1) as progress:
+        for case in cases:
+            print(case.id, file=progress)
+            outcomes[case.id] = found = _carry_out(rank, case, plains)
+            if "ExchangeError" in (found.error, found.afterwards.partition(":")[0]):
+                break
+    return pickle.dumps((plains, outcomes))
+
+
+def _carry_out(rank: int, case: Written, plains: dict[tuple[RoundTrip, str], Plain]) -> Outcome:
+    groups_of(case.base)  # also on a rank that does not call
+    if not _takes_part(rank, case.base):
+        return Outcome(error="absent")
+    settings = {"product": case.accepted, "timeout": TIMEOUT, "poison": True, **case.settings}
+    with commfuse.config.override(**settings), warnings.catch_warnings():
+        warnings.simplefilter("ignore", commfuse.CommfuseWarning)
+        key = case.base, case.accepted
+        if key not in plains:
+            plains[key] = plain_calls(rank, case.base)
+        return _one(rank, case, plains[key])
 
 
 def _takes_part(rank: int, base: RoundTrip) -> bool:

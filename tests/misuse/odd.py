@@ -25,7 +25,13 @@ _RESOLVE = "torch.distributed.distributed_c10d._resolve_process_group"
 
 
 def _case(operator: str, name: str, written: str, base: RoundTrip = PLAIN, product: str = "portable") -> Odd:
-    return Odd(id=f"{'dispatch' if operator == DISPATCH else 'combine'}-{name}", operator=operator, wrong=written, base=base, product=product)
+    return Odd(
+        id=f"{'dispatch' if operator == DISPATCH else 'combine'}-{name}",
+        operator=operator,
+        wrong=written,
+        base=base,
+        product=product,
+    )
 
 
 BOTH = [
@@ -62,18 +68,28 @@ IN_DISPATCH = [
 IN_COMBINE = [
     _case(COMBINE, "tp-counts-uninitialised", "tp_send_counts = torch.tensor([-1234567], dtype=torch.int32)"),
     _case(COMBINE, "tp-counts-of-any-kind", "tp_send_counts = torch.randn(2, 3)"),
-    _case(COMBINE, "special-tensors-without-special-experts",
-          "ori_x = torch.ones(1); const_expert_alpha_1 = torch.ones(9, 9, 9); const_expert_alpha_2 = torch.ones(0); const_expert_v = torch.ones(5).int()"),
+    _case(
+        COMBINE,
+        "special-tensors-without-special-experts",
+        "ori_x = torch.ones(1); const_expert_alpha_1 = torch.ones(9, 9, 9); const_expert_alpha_2 = torch.ones(0); "
+        "const_expert_v = torch.ones(5).int()",
+    ),
     _case(COMBINE, "expand-scales-of-any-length", "expand_scales = torch.full((5,), float('nan'))"),
     _case(COMBINE, "rows-behind-the-received-ones", "expand_x[ep_send_counts[-1]:] = float('inf')"),
     _case(COMBINE, "received-rows-only", "expand_x = expand_x[:ep_send_counts[-1]]"),
     _case(COMBINE, "assist-info-behind-the-triplets", "assist_info_for_combine[3 * ep_send_counts[-1]:] = -1"),
-    _case(COMBINE, "assist-info-of-received-rows-only", "assist_info_for_combine = assist_info_for_combine[:3 * ep_send_counts[-1]]"),
-    _case(COMBINE, "counts-with-more-entries", "ep_send_counts = torch.cat([ep_send_counts, torch.full((9,), -1, dtype=torch.int32)])"),
+    _case(
+        COMBINE, "assist-info-of-received-rows-only", "assist_info_for_combine = assist_info_for_combine[:3 * ep_send_counts[-1]]"
+    ),
+    _case(
+        COMBINE,
+        "counts-with-more-entries",
+        "ep_send_counts = torch.cat([ep_send_counts, torch.full((9,), -1, dtype=torch.int32)])",
+    ),
     _case(COMBINE, "weights-of-masked-pairs", "expert_scales[~x_active_mask] = float('inf')", MASKED_PAIRS),
     _case(COMBINE, "shared-rows-3d", "shared_expert_x = shared_expert_x[:, None]", SHARED_ROWS),
     _case(COMBINE, "other-comm-alg-than-dispatch", "comm_alg = 'fullmesh_v2'"),
     _case(COMBINE, "rows-transposed-in-memory", "expand_x = expand_x.t().contiguous().t()"),
-]  # fmt: skip
+]
 
 CASES = [*BOTH, *IN_DISPATCH, *IN_COMBINE]

@@ -21,7 +21,7 @@ from tests.conftest import RunRanks
 
 from . import combine, dispatch, odd
 from .bases import A2, ELASTIC
-from .case import COMBINE, DISPATCH, TIMEOUT, Misuse, Outcome, carry_out, hold_against_golden, plain_calls
+from .case import COMBINE, DISPATCH, TIMEOUT, Misuse, Odd, Outcome, carry_out, hold_against_golden, plain_calls
 
 Outcomes = dict[str, list[Outcome]]
 
@@ -64,7 +64,7 @@ def test_combine(outcomes: Callable[[str], Outcomes], case: Misuse) -> None:
 
 
 @pytest.mark.parametrize("case", odd.CASES, ids=lambda case: case.id)
-def test_odd_and_right(outcomes: Callable[[str], Outcomes], case: odd.Odd) -> None:
+def test_odd_and_right(outcomes: Callable[[str], Outcomes], case: Odd) -> None:
     for one in outcomes("odd")[case.id]:
         assert (one.error, one.text, one.differs, one.afterwards) == ("", "", "", "")
 
@@ -140,7 +140,11 @@ def test_removed_rank_that_calls_reads_why_and_the_others_go_on(run_ranks: RunRa
 
 def warned(rank: int, how: str) -> tuple[list[tuple[str, str]], bytes]:
     """Dispatch and combine where A2 only warns: (text, file) of each warning, and the plain calls."""
-    with warnings.catch_warnings(record=True) as caught, mock.patch.dict(os.environ), commfuse.config.override(product="portable"):
+    with (
+        warnings.catch_warnings(record=True) as caught,
+        mock.patch.dict(os.environ),
+        commfuse.config.override(product="portable"),
+    ):
         warnings.simplefilter("always")
         if how == "environment":
             os.environ["COMMFUSE_PRODUCT"] = "A2,warn"
@@ -158,7 +162,9 @@ def test_product_that_warns(run_ranks: RunRanks, how: str) -> None:
     for told, _ in replies:
         assert len(told) == 2
         for operator, (text, file) in zip((DISPATCH, COMBINE), told, strict=True):
-            assert text.startswith(f"{operator}: A2 would refuse this call: ep_world_size = 4: must be one of 16, 32, 64, 128, 256")
+            assert text.startswith(
+                f"{operator}: A2 would refuse this call: ep_world_size = 4: must be one of 16, 32, 64, 128, 256"
+            )
             assert "npu_moe_distribute_dispatch_v2 page, ep_world_size" in text
             assert Path(file).name == "case.py"  # Python shows the line that calls
     hold_against_golden([{(A2, "A2,warn"): pickle.loads(plain)} for _, plain in replies])

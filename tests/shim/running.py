@@ -25,7 +25,7 @@ class Outcome:
         return f"code {self.code}\n--- stdout\n{self.out[-3000:]}\n--- stderr\n{self.err[-6000:]}"
 
 
-def run(*arguments: str | Path, deadline: float = 60, env: dict[str, str] | None = None) -> Outcome:
+def run(*arguments: str | Path, deadline: float = 150, env: dict[str, str] | None = None) -> Outcome:
     """Run ``commfuse run`` with ``arguments``; at ``deadline`` seconds end it and every process that it started."""
     process = subprocess.Popen(
         [sys.executable, "-m", "commfuse", "run", *map(str, arguments)],

@@ -8,10 +8,19 @@ from .operators import missing_operators
 from .running import SCRIPTS, free_port, run
 
 
-@pytest.mark.parametrize("name", ["eager_dispatch_combine.py", "graph_dispatch_combine.py", "spawn_all_gather_mm.py"])
-def test_script(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "ranks"),
+    [
+        ("eager_dispatch_combine.py", 4),
+        ("graph_dispatch_combine.py", 4),
+        ("spawn_all_gather_mm.py", 2),
+        ("spawn_gmm_alltoallv.py", 2),
+        ("queue_setup_teardown.py", 2),
+    ],
+)
+def test_script(name: str, ranks: int) -> None:
     if missing := missing_operators(SCRIPTS / name):
         pytest.skip(f"commfuse has no {', '.join(missing)} yet")
-    outcome = run(SCRIPTS / name, free_port(), deadline=120)
+    outcome = run(SCRIPTS / name, free_port(), deadline=200)
     assert outcome.code == 0, outcome
-    assert sum(line.endswith("npu finished!") for line in outcome.out.splitlines()) == 4, outcome
+    assert sum(line.endswith("npu finished!") for line in outcome.out.splitlines()) == ranks, outcome

@@ -6,6 +6,7 @@ A group's backend is chosen once, by all its ranks together, at the group's firs
 from __future__ import annotations
 
 from .. import config
+from ..agreement import agree_on
 from ..errors import BackendError
 from ..groups import Group
 from .base import Backend
@@ -37,6 +38,7 @@ def of(members: Group) -> Backend:
 def _choose(members: Group, asked: str) -> Backend:
     names = AUTOMATIC if asked == "auto" else (asked,)
     offer = {name: BACKENDS[name].why_not(members) if name in BACKENDS else [_unknown(name)] for name in names}
+    agree_on(members, f"choice of a backend for {asked!r}")
     offers = members.gather_objects(offer)
     for name in names:
         if all(offer.get(name) == [] for offer in offers):

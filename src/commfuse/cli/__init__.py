@@ -54,7 +54,7 @@ COMMANDS = (
         module="commfuse.cli.check",
         help="compare a backend with the published formulas, over named and random cases",
         examples=(
-            ("commfuse check", "the backend that a group would take by itself, every named case, 20 random ones"),
+            ("commfuse check", "the backend that a group takes by itself: all named cases, 20 random ones per family"),
             ("commfuse check --random 500 --seed 7 --ranks 2 4", "more random cases, only those with 2 or 4 processes"),
             ("commfuse check --backend portable --case mask-2d", "one case, one backend"),
         ),
@@ -134,4 +134,5 @@ class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
         from .. import __version__
 
-        parser.exit(message=f"commfuse {__version__}\n")
+        print(f"commfuse {__version__}")
+        parser.exit()

@@ -32,7 +32,7 @@ def heat_map(counts: Sequence[Sequence[int]], out: Console) -> Text:
         cells = [_cell(count, most, width, numbered, out) for count in row]
         lines.append(Text.assemble((f"{source:>4}   ", "dim"), *cells, f"{sum(row):>{_GUTTER}}"))
     below = "".join(f"{number:>{width}}" for number in arriving) if numbered else " " * (width * len(counts))
-    lines.append(Text.assemble(f"{'':{_GUTTER}}", below, f"{sum(arriving):>{_GUTTER}}", style="dim"))
+    lines.append(Text.assemble(f"{'all':>4}   ", below, f"{sum(arriving):>{_GUTTER}}", style="dim"))
     return Text("\n").join(lines)
 
 
@@ -42,9 +42,14 @@ def columns(groups: Sequence[Sequence[int]], group_name: str, out: Console) -> T
     most = max(map(max, groups))
     longest = max(map(len, groups))
     width = next((width for width in (3, 2) if len(groups) * (longest * width + 1) <= room), 1)
+    pieces = [
+        (str(i) if first == 0 else "", group[first : first + room - 1])
+        for i, group in enumerate(groups)
+        for first in range(0, len(group), room - 1)
+    ]
     per_row = max(1, room // (longest * width + 1))
-    panels = [groups[first : first + per_row] for first in range(0, len(groups), per_row)]
-    return Text("\n").join(_panel(panel, i * per_row, width, most, group_name, out) for i, panel in enumerate(panels))
+    panels = [pieces[first : first + per_row] for first in range(0, len(pieces), per_row)]
+    return Text("\n").join(_panel(panel, width, most, group_name, out) for panel in panels)
 
 
 def _head(count: int, width: int, numbered: bool) -> Text:
@@ -66,28 +71,28 @@ def _heat(part: float) -> Style:
     return Style.parse(f"rgb(255,255,255) on rgb({red},{green},{blue})")
 
 
-def _panel(groups: Sequence[Sequence[int]], first: int, width: int, most: int, group_name: str, out: Console) -> Text:
+def _panel(pieces: Sequence[tuple[str, Sequence[int]]], width: int, most: int, group_name: str, out: Console) -> Text:
     lines = []
     for level in range(_HEIGHT - 1, -1, -1):
         mark = most if level == _HEIGHT - 1 else ""
-        pieces = ("".join(_piece(count, most, level, width, out) for count in group) for group in groups)
-        lines.append(Text.assemble((f"{mark:>{_GUTTER - 2}}  ", "dim"), (" ".join(pieces), _BAR)))
-    return Text("\n").join([*lines, _feet(groups, first, width, group_name)])
+        drawn = ("".join(_part(count, most, level, width, out) for count in counts) for _, counts in pieces)
+        lines.append(Text.assemble((f"{mark:>{_GUTTER - 2}}  ", "dim"), (" ".join(drawn), _BAR)))
+    return Text("\n").join([*lines, _feet(pieces, width, group_name)])
 
 
-def _piece(count: int, most: int, level: int, width: int, out: Console) -> str:
-    """The piece of a column at one height; a count above 0 shows at least its lowest eighth."""
+def _part(count: int, most: int, level: int, width: int, out: Console) -> str:
+    """The part of a column at one height; a count above 0 shows at least its lowest eighth."""
     eighths = max(round(count / most * 8 * _HEIGHT), 1) if count else 0
     here = min(max(eighths - 8 * level, 0), 8)
     shows = here >= 4 or (level == 0 and here > 0)
-    piece = _EIGHTHS[here] if knows_blocks(out) else " #"[shows]
-    return piece * max(1, width - 1) + " " * (width > 1)
+    part = _EIGHTHS[here] if knows_blocks(out) else " #"[shows]
+    return part * max(1, width - 1) + " " * (width > 1)
 
 
-def _feet(groups: Sequence[Sequence[int]], first: int, width: int, group_name: str) -> Text:
-    rooms = [len(group) * width for group in groups]
-    names = [f"{group_name} {first + i}" for i in range(len(groups))]
-    fit = all(len(name) <= room for name, room in zip(names, rooms, strict=True))
-    shown = names if fit else [str(first + i) for i in range(len(groups))]
+def _feet(pieces: Sequence[tuple[str, Sequence[int]]], width: int, group_name: str) -> Text:
+    rooms = [len(counts) * width for _, counts in pieces]
+    whole = [f"{group_name} {name}" if name else "" for name, _ in pieces]
+    fit = all(len(name) <= room for name, room in zip(whole, rooms, strict=True))
+    shown = whole if fit else [name for name, _ in pieces]
     feet = " ".join(f"{name[:room]:<{room}}" for name, room in zip(shown, rooms, strict=True))
     return Text(f"{'' if fit else group_name:>{_GUTTER - 2}}  {feet}", style="dim")

@@ -116,7 +116,7 @@ def _rows(families: Sequence[Family], outcomes: Sequence[Outcome], only: str | N
         for operator in family.operators:
             failed = tuple(outcome.case for outcome in mine if not outcome.passed_for(operator))
             rows.append(Row(operator=operator, cases=len(mine), outputs=compared[operator], failed=failed))
-    return [row for row in rows if only in (None, row.operator)]
+    return [row for row in rows if row.cases and only in (None, row.operator)]
 
 
 def _backends(outcomes: Sequence[Outcome]) -> list[str]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from multiprocessing import forkserver, resource_tracker
 from types import TracebackType
 from typing import Any
 
@@ -23,8 +25,9 @@ class Processes:
         """Return ``world_size`` warm ranks; those of another size are ended."""
         if self._ranks is None or self._ranks.world_size != world_size:
             self.close()
-            self._ranks = Ranks(world_size, preload=("numpy", *self._preload))
-            self._ranks.run(_leave_interrupts_to_the_parent)
+            with _interrupt_later():  # a rank that is being forked cannot be ended yet
+                _start_server(("numpy", *self._preload))
+                self._ranks = Ranks(world_size, preload=("numpy", *self._preload))
         return self._ranks
 
     def run(self, world_size: int, function: Callable[..., Any], *args: Any, deadline: float = 120) -> list[Any]:
@@ -52,5 +55,27 @@ class Processes:
         self.close()
 
 
-def _leave_interrupts_to_the_parent(rank: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+@contextlib.contextmanager
+def _interrupt_later() -> Iterator[None]:
+    """Put Ctrl-C off to the end of the block."""
+    pressed = []
+    before = signal.signal(signal.SIGINT, lambda *_: pressed.append(True))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pressed:
+        raise KeyboardInterrupt
+
+
+def _start_server(preload: tuple[str, ...]) -> None:
+    """Start the process that all ranks are forked from, with Ctrl-C blocked: a terminal sends it to every process, and only the
+    command itself is to act on it.
+    """
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["commfuse", "commfuse.ranks", *preload])
+    resource_tracker.ensure_running()  # unblocks Ctrl-C itself when it starts, so it goes first
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import orders
-from ..orders import Ints
 
+Ints = orders.Ints
 Flags = npt.NDArray[np.bool_]
 
 
@@ -168,12 +168,12 @@ def _split_copies(active: Flags, top: Topology, rank: int) -> tuple[Ints, Ints, 
 
 def split_sizes(num_tokens: int, shared_ranks: int, rank: int) -> Ints:
     """Return how many of a rank's tokens belong to each shared-expert rank, one contiguous range after the other."""
-    return np.diff((np.arange(shared_ranks + 1) + rank) * num_tokens // max(shared_ranks, 1))
+    return np.asarray(np.diff((np.arange(shared_ranks + 1) + rank) * num_tokens // max(shared_ranks, 1)))
 
 
 def booked(came: Arrivals, top: Topology, rank: int) -> Ints:
     """Return ``came.counts`` as the first version of the operators shows it: own tokens of a shared-expert rank as if shared out."""
-    counts = came.counts.copy()
+    counts: Ints = came.counts.copy()
     if rank < top.shared_ranks:
         counts[: top.shared_ranks, 0] = split_sizes(int(counts[rank, 0]), top.shared_ranks, rank)
     return counts
@@ -181,7 +181,7 @@ def booked(came: Arrivals, top: Topology, rank: int) -> Ints:
 
 def unbooked(counts: Ints, top: Topology, rank: int) -> Ints:
     """Inverse of `booked`."""
-    out = counts.copy()
+    out: Ints = counts.copy()
     if rank < top.shared_ranks:
         out[: top.shared_ranks, 0] = 0
         out[rank, 0] = counts[: top.shared_ranks, 0].sum()
@@ -195,13 +195,13 @@ def arrivals(counts: Ints) -> Arrivals:
 
 def prefix_sums(counts: Ints) -> Ints:
     """Return the inclusive prefix sum over (local expert, source rank); ``counts`` is [source rank, local expert]."""
-    return np.cumsum(counts.T.reshape(-1))
+    return np.asarray(np.cumsum(counts.T.reshape(-1)))
 
 
 def counts_from_prefix_sums(sums: Sequence[int], sources: int, experts: int) -> Ints:
     """Inverse of `prefix_sums`; a sequence without entries stands for zeros."""
     flat = np.asarray(sums if len(sums) else np.zeros(sources * experts), dtype=np.int64)[: sources * experts]
-    return np.ascontiguousarray(np.diff(flat, prepend=0).reshape(experts, sources).T)
+    return np.asarray(np.diff(flat, prepend=0).reshape(experts, sources).T.copy())
 
 
 def expand_idx(expert_ids: Ints, active: Flags, first_special: int) -> Ints:

@@ -20,7 +20,7 @@ from ...spec.model import (
     holds,
     one_of,
 )
-from . import combine_steps, dispatch_steps, goldens, rows, values
+from . import combine_steps, dispatch_steps, goldens, rows
 from .spec_combine import COMBINE_V2
 from .spec_dispatch import DISPATCH_V2
 
@@ -93,8 +93,7 @@ def _v1_limits(page: str) -> tuple[Rule, ...]:
             rule
             for rule in rows.HARDWARE_LIMITS
             if rule.subject in ("ep_world_size", "moe_expert_num", "e", "e * ep_world_size", "HCCL_BUFFSIZE")
-            or rule.on == ON_A2
-            and rule.subject in ("BS", "H", "K", "shared_expert_rank_num", "tp_world_size")
+            or (rule.on == ON_A2 and rule.subject in ("BS", "H", "K", "shared_expert_rank_num", "tp_world_size"))
         ),
     )
 
