@@ -1,12 +1,17 @@
 """The small exchange at the start of a call: every rank tells its peers whether it accepts its own arguments, and what it believes
 the call to be. A refusal or a disagreement raises on all ranks alike; nobody is left waiting.
+
+Telling and listening are two steps, so that a setup can do the one and its teardown the other. What has been announced is heard in
+order: whoever waits for a call hears the calls before it first. A rank that refuses a setup waits to be heard, and meets its peers
+wherever they come to it.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
@@ -21,9 +26,9 @@ _FIRST_TAG, _TAGS = 0x10000, 0x10000  # a call's messages carry its number, so t
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(eq=False, kw_only=True)
 class Announcement:
-    """What this rank has told its peers at the start of a call, and where they tell it."""
+    """What this rank has told its peers at the start of a call; after `hear`, what they have told it."""
 
     subject: str  # the operator, or what else the ranks do together
     rules: str
@@ -31,9 +36,12 @@ class Announcement:
     members: Group
     partner: Group | None
     mine: Mapping[str, Any]
-    header: torch.Tensor
-    posted: Posted
+    headers: torch.Tensor  # to each member: refused or not, digest of ``mine``, bytes of its block
+    own_block: torch.Tensor
+    posted: Sequence[Posted]
     tag: int
+    blocks: list[torch.Tensor] = field(default_factory=list)
+    error: CommfuseError | None = None
 
     @property
     def number(self) -> int:
@@ -41,9 +49,20 @@ class Announcement:
         return int(self.mine["call number"])
 
 
-def announce(call: Call, members: Group) -> Announcement:
-    """Tell the peers whether this rank accepts its arguments, and a digest of what it believes the call to be; waits for nobody."""
-    return _announce(members, call.operator.name, call.agreed, call.broken, call.product, call.partner)
+@dataclass(eq=False, kw_only=True)
+class _Line:
+    """The calls that the same ranks have announced so far."""
+
+    calls: int = 0
+    unheard: deque[Announcement] = field(default_factory=deque)
+
+
+def announce(call: Call, members: Group, blocks: Sequence[torch.Tensor] | None = None) -> Announcement:
+    """Tell the peers whether this rank accepts its arguments, and a digest of what it believes the call to be; waits for nobody.
+
+    ``blocks``: bytes that go along, one uint8 tensor for each member.
+    """
+    return _announce(members, call.operator.name, call.agreed, call.broken, call.product, call.partner, blocks)
 
 
 def agree_on(members: Group, subject: str) -> None:
@@ -58,38 +77,50 @@ def _announce(
     broken: Sequence[str] = (),
     rules: str = PORTABLE,
     partner: Group | None = None,
+    blocks: Sequence[torch.Tensor] | None = None,
 ) -> Announcement:
-    numbers: dict[frozenset[int], int] = members.shared.setdefault("calls", {})  # ranks that were left out have not counted
-    who = frozenset(members.members)
-    numbers[who] = numbers.get(who, 0) + 1
-    mine = {"operator": subject, "call number": numbers[who], **agreed}
-    header = torch.tensor([_REFUSED if broken else _OK, _digest(mine)])
-    tag = _FIRST_TAG + numbers[who] % _TAGS
-    return Announcement(
+    line = _line(members)
+    line.calls += 1
+    tag = _FIRST_TAG + line.calls % _TAGS
+    mine = {"operator": subject, "call number": line.calls, **agreed}
+    blocks = blocks or [torch.empty(0, dtype=torch.uint8)] * len(members.members)
+    status, digest = _REFUSED if broken else _OK, _digest(mine)
+    headers = torch.tensor([[status, digest, block.numel()] for block in blocks])
+    announced = Announcement(
         subject=subject,
         rules=rules,
         broken=broken,
         members=members,
         partner=partner,
         mine=mine,
-        header=header,
-        posted=members.post([header] * len(members.members), tag),
+        headers=headers,
+        own_block=blocks[members.index],
+        posted=[members.post(list(headers), tag), members.post(blocks, tag)],
         tag=tag,
     )
+    line.unheard.append(announced)
+    return announced
 
 
-def hear(announced: Announcement, waited_us: list[float] | None = None) -> None:
-    """Wait for what the peers have announced.
+def _line(members: Group) -> _Line:
+    lines: dict[frozenset[int], _Line] = members.shared.setdefault("calls", {})  # ranks that were left out have not counted
+    return lines.setdefault(frozenset(members.members), _Line())
+
+
+def hear(announced: Announcement, waited_us: list[float] | None = None) -> list[torch.Tensor]:
+    """Wait for what the peers have announced, this call and those before it; return the blocks that came along, by member.
 
     Raises:
         ArgumentError: this or another rank refused its arguments; the text names the ranks and every broken rule.
         MismatchError: ranks are in different operators or disagree on an argument; the text says who holds what.
     """
-    error = _compare(announced, waited_us)
-    if announced.partner is not None:
-        error = _ask_partner(announced.partner, error)
-    if error is not None:
-        raise error
+    unheard = _line(announced.members).unheard
+    while announced in unheard:
+        _listen(unheard[0], waited_us)
+        unheard.popleft()
+    if announced.error is not None:
+        raise announced.error
+    return announced.blocks
 
 
 def agree(call: Call, members: Group, waited_us: list[float] | None = None) -> None:
@@ -105,6 +136,11 @@ def accept(call: Call) -> None:
         raise ArgumentError(_refusals(call.operator.name, call.product, everyone, broken))
 
 
+def refuse(call: Call, problem: str) -> None:
+    """Raise ArgumentError on this rank alone if there is a ``problem`` ('' for none) that only the data showed."""
+    accept(replace(call, broken=(problem,) if problem else ()))
+
+
 def verdict(call: Call, members: Group, problem: str) -> None:
     """Raise ArgumentError on every rank if any rank reports a ``problem`` ('' for none) that only the data showed."""
     problems = members.gather_objects(problem)
@@ -112,14 +148,26 @@ def verdict(call: Call, members: Group, problem: str) -> None:
         raise ArgumentError(_refusals(call.operator.name, call.product, members, [(text,) if text else () for text in problems]))
 
 
-def _compare(announced: Announcement, waited_us: list[float] | None) -> CommfuseError | None:
-    members = announced.members
-    headers = announced.header.repeat(len(members.members), 1)
+def _listen(announced: Announcement, waited_us: list[float] | None) -> None:
+    """Take what the peers have sent for this call off the line, whatever it says."""
+    members, headers = announced.members, announced.headers.clone()
     members.receive(list(headers), announced.tag, waited_us)
-    announced.posted.wait()
+    blocks = [torch.empty(size, dtype=torch.uint8) for size in headers[:, 2].tolist()]
+    members.receive(blocks, announced.tag, waited_us)
+    blocks[members.index] = announced.own_block
+    for posted in announced.posted:
+        posted.wait()
+    announced.blocks = blocks
+    announced.error = _compare(announced, headers)
+    if announced.partner is not None:
+        announced.error = _ask_partner(announced.partner, announced.error)
+
+
+def _compare(announced: Announcement, headers: torch.Tensor) -> CommfuseError | None:
     if not headers[:, 0].any() and (headers[:, 1] == headers[0, 1]).all():
         return None
-    details = members.gather_objects((announced.broken, dict(announced.mine)))
+    members = announced.members
+    details = members.gather_objects((announced.broken, dict(announced.mine)), announced.tag)
     stated = [detail for _, detail in details]
     differing = [name for name in ("operator", "call number") if len({str(s[name]) for s in stated}) > 1]
     if not differing and any(broken for broken, _ in details):

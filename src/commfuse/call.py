@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from . import config
@@ -211,8 +212,8 @@ def _optional(plain: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def _flag(value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
     if builtin.index(value) in (0, 1):
         return bool(value)
     raise ValueError
@@ -265,5 +266,5 @@ _KIND = {
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    text = " ".join(repr(value).split())  # arrays print on several lines
     return text if len(text) <= 60 else text[:57] + "..."

@@ -10,6 +10,7 @@ import pytest
 from commfuse import config
 from commfuse.checking import FAMILIES, moe_distribute
 from commfuse.checking.moe_distribute import COMBINE, DISPATCH
+from commfuse.operators.moe_distribute.cases import random_case
 
 from .commands import here
 
@@ -47,6 +48,12 @@ def test_random_cases_on_wanted_ranks(capsys: pytest.CaptureFixture[str]) -> Non
     assert outcome.code == 0, outcome
     assert found["backends"] == ["reference"]
     assert found["operators"] == [{"operator": DISPATCH, "cases": len(named) + 3, "outputs": 7 * (len(named) + 3), "failed": []}]
+
+
+def test_a_random_case_again(capsys: pytest.CaptureFixture[str]) -> None:
+    seed = next(seed for seed in range(100) if random_case(seed).world_size == 2 and random_case(seed).tp_world_size < 2)
+    found = json.loads(here(capsys, "check", "--case", f"random-{seed}", "--json").out)
+    assert [(row["operator"], row["cases"], row["failed"]) for row in found["operators"]] == [(DISPATCH, 1, []), (COMBINE, 1, [])]
 
 
 def test_a_table_without_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

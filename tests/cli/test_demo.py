@@ -107,7 +107,7 @@ def test_another_choice_of_experts_fails(capsys: pytest.CaptureFixture[str], mon
         (["--ranks", "16", "--experts", "8"], "8 experts do not divide among 16 ranks; take 16"),
         (["--experts", "7"], "argument --experts: must be in 8..256, not 7"),
         (["--tokens", "0"], "argument --tokens: must be in 1..512, not 0"),
-        (["--ranks", "32", "--tokens", "200"], "32 ranks of 200 tokens are more than 4096 tokens in all; take fewer"),
+        (["--ranks", "32", "--tokens", "200"], "32 ranks of 200 tokens are more than 2048 tokens in all; take fewer"),
         (["--backend", "cpv"], "argument --backend: invalid choice: 'cpv' (choose from"),
     ],
 )

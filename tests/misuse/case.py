@@ -20,8 +20,10 @@ from unittest import mock
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 import commfuse
+from commfuse.checking import FAMILIES, RankRun, judge
 from commfuse.checking.moe_distribute import experts, golden, groups_of
 from commfuse.compare import difference
 from commfuse.operators import OPERATORS
@@ -33,6 +35,23 @@ DISPATCH, COMBINE = "npu_moe_distribute_dispatch_v2", "npu_moe_distribute_combin
 TIMEOUT = 10.0  # seconds; a rank that is left waiting then reads an ExchangeError, and the case fails
 
 Args = dict[str, Any]
+Results = tuple[torch.Tensor | None, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calls:
+    """Valid calls of operators that stand alone, in the group of all processes; ``cases`` are those of `commfuse.checking`."""
+
+    id: str
+    cases: tuple[tuple[str, Any], ...]  # operator, case
+
+    @property
+    def world_size(self) -> int:
+        """How many processes the calls take."""
+        size: int = self.cases[0][1].world_size
+        return size
+
+    tp_world_size = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +65,7 @@ class Written:
     id: str
     operator: str
     wrong: str
-    base: RoundTrip
+    base: RoundTrip | Calls
     on_rank: int | None = None
     product: str = "portable"
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -103,12 +122,13 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Plain:
-    """The plain dispatch and combine of one base on this process: every argument by name, and the results."""
+    """The plain calls of one base on this process: every argument by name, and the results, by operator."""
 
+    domain: str  # the group that the text of an error may name
     args: Mapping[str, Args]
-    results: Mapping[str, tuple[torch.Tensor, ...]]
+    results: Mapping[str, Results]
 
-    def difference(self, operator: str, results: tuple[torch.Tensor, ...]) -> str:
+    def difference(self, operator: str, results: Results) -> str:
         """'' if ``results`` are those of the plain call, else what differs."""
         pairs = zip(OPERATORS[operator].outputs, self.results[operator], results, strict=True)
         return "; ".join(filter(None, (difference(row.name, wanted, got) for row, wanted, got in pairs)))
@@ -134,9 +154,14 @@ def carry_out(run_ranks: RunRanks, module: str, folder: Path) -> dict[str, list[
     return outcomes
 
 
-def hold_against_golden(plains: Sequence[Mapping[tuple[RoundTrip, str], Plain]]) -> None:
+def hold_against_golden(plains: Sequence[Mapping[tuple[RoundTrip | Calls, str], Plain]]) -> None:
     """Assert that the plain calls, by (base, product) on each process, gave what the golden gives."""
     for base, product in plains[0]:
+        if isinstance(base, Calls):
+            for operator, case in base.cases:
+                runs = [RankRun(outputs=list(one[base, product].results[operator]), backend="any") for one in plains]
+                assert judge(FAMILIES[operator], case, runs).problems == []
+            continue
         tp = max(base.tp_world_size, 1)
         for (tp_rank, ep_rank), expected in golden(base, product=product.removesuffix(",warn")).items():
             got = plains[ep_rank * tp + tp_rank][base, product].results
@@ -149,7 +174,7 @@ def hold_against_golden(plains: Sequence[Mapping[tuple[RoundTrip, str], Plain]])
 def _serve(rank: int, module: str, size: int, folder: str) -> bytes:
     """Run the cases of ``module`` that take ``size`` processes; pickled plain calls and outcomes."""
     cases = [case for case in importlib.import_module(module).CASES if case.processes == size]
-    plains: dict[tuple[RoundTrip, str], Plain] = {}
+    plains: dict[tuple[RoundTrip | Calls, str], Plain] = {}
     outcomes = {case.id: Outcome(error="not run", text="the group was lost in a case before") for case in cases}
     with Path(folder, str(rank)).open("w", buffering=1) as progress:
         for case in cases:
@@ -160,8 +185,7 @@ def _serve(rank: int, module: str, size: int, folder: str) -> bytes:
     return pickle.dumps((plains, outcomes))
 
 
-def _carry_out(rank: int, case: Written, plains: dict[tuple[RoundTrip, str], Plain]) -> Outcome:
-    groups_of(case.base)  # also on a rank that does not call
+def _carry_out(rank: int, case: Written, plains: dict[tuple[RoundTrip | Calls, str], Plain]) -> Outcome:
     if not _takes_part(rank, case.base):
         return Outcome(error="absent")
     settings = {"product": case.accepted, "timeout": TIMEOUT, "poison": True, **case.settings}
@@ -173,13 +197,18 @@ def _carry_out(rank: int, case: Written, plains: dict[tuple[RoundTrip, str], Pla
         return _one(rank, case, plains[key])
 
 
-def _takes_part(rank: int, base: RoundTrip) -> bool:
+def _takes_part(rank: int, base: RoundTrip | Calls) -> bool:
+    if isinstance(base, Calls):
+        return True
+    groups_of(base)  # also on a rank that does not call
     ep_rank, tp_rank = divmod(rank, max(base.tp_world_size, 1))
     return (tp_rank, ep_rank) in base.calls()
 
 
-def plain_calls(rank: int, base: RoundTrip) -> Plain:
-    """Carry out the plain dispatch and combine of ``base`` on this process."""
+def plain_calls(rank: int, base: RoundTrip | Calls) -> Plain:
+    """Carry out the plain calls of ``base`` on this process: those it lists, or dispatch and combine."""
+    if isinstance(base, Calls):
+        return _plain_calls_alone(rank, base)
     ep_groups, tp_groups = groups_of(base)
     ep_rank, tp_rank = divmod(rank, max(base.tp_world_size, 1))
     names = {"group_ep": ep_groups[tp_rank].group_name}
@@ -191,7 +220,16 @@ def plain_calls(rank: int, base: RoundTrip) -> Plain:
     back = base.combine_args(ep_rank, tp_rank, results[DISPATCH], y)
     args[COMBINE] = _complete(COMBINE, {**back, **names})
     results[COMBINE] = _call(COMBINE, args[COMBINE])
-    return Plain(args=args, results=results)
+    return Plain(domain=names["group_ep"], args=args, results=results)
+
+
+def _plain_calls_alone(rank: int, base: Calls) -> Plain:
+    domain = str(dist.group.WORLD.group_name)
+    args = {}
+    for operator, case in base.cases:
+        given = {"input" if name == "self" else name: value for name, value in case.args(rank).items()}
+        args[operator] = _complete(operator, {**given, OPERATORS[operator].group: domain})
+    return Plain(domain=domain, args=args, results={operator: _call(operator, args[operator]) for operator in args})
 
 
 def _complete(operator: str, args: Args) -> Args:
@@ -199,7 +237,7 @@ def _complete(operator: str, args: Args) -> Args:
     return {row.name: args[row.name] if row.name in args else getattr(row, "default", None) for row in OPERATORS[operator].args}
 
 
-def _call(operator: str, args: Args) -> tuple[torch.Tensor, ...]:
+def _call(operator: str, args: Args) -> Results:
     results = getattr(commfuse, operator)(**args)
     return results if isinstance(results, tuple) else (results,)
 
@@ -208,7 +246,7 @@ def _one(rank: int, case: Written, plain: Plain) -> Outcome:
     error, text, differs = "", "", ""
     mine = case.on_rank in (None, rank)
     try:
-        with mock.patch.dict(os.environ), commfuse.config.override(product=case.product):
+        with mock.patch.dict(os.environ), commfuse.config.override(product=case.product, backend="auto"):
             operator = (mine and isinstance(case, Misuse) and case.calls) or case.operator
             args = copy.deepcopy(plain.args[operator])
             results = _call(operator, case.change(args) if mine else args)
@@ -219,4 +257,4 @@ def _one(rank: int, case: Written, plain: Plain) -> Outcome:
         afterwards = plain.difference(case.operator, _call(case.operator, plain.args[case.operator]))
     except Exception as raised:
         afterwards = f"{type(raised).__name__}: {raised}"
-    return Outcome(domain=plain.args[DISPATCH]["group_ep"], error=error, text=text, differs=differs, afterwards=afterwards)
+    return Outcome(domain=plain.domain, error=error, text=text, differs=differs, afterwards=afterwards)

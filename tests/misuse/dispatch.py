@@ -544,6 +544,7 @@ ON_A3 = [
         "None when ranks have different batch sizes",
     ),
     a3("performance-info", "performance_info = torch.zeros(4, dtype=torch.int64)", "performance_info", "must be None"),
+    a3("buffer-not-a-number", "os.environ['HCCL_BUFFSIZE'] = '200M'", "HCCL_BUFFSIZE = '200M'", "must be an integer"),
     a3(
         "buffer-too-small",
         "os.environ['HCCL_BUFFSIZE'] = '1'",
@@ -678,6 +679,13 @@ MISMATCHES = [
         "commfuse.config.set(product='A3')",
         "product: 'portable' on ranks 0, 1, 3 of 4; 'A3' on rank 2 of 4",
         base=A3,
+    ),
+    mismatch(
+        "other-backend",
+        "commfuse.config.set(backend='reference')",
+        "'npu_moe_distribute_dispatch_v2' on ranks 0, 1, 3 of 4",
+        "choice of a backend for 'reference'",
+        "on rank 2 of 4",
     ),
     mismatch(
         "two-differences",

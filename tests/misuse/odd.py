@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from commfuse.operators.moe_distribute.cases import RoundTrip
 
+from . import all_gather_mm, gmm_alltoallv
 from .bases import INT8, MASKED, MASKED_PAIRS, NOT_SHRUNK, PARTNERS, PLAIN, SHARED, SHARED_ROWS, SHRUNK, TP_ONE
-from .case import COMBINE, DISPATCH, Odd
+from .case import COMBINE, DISPATCH, Calls, Odd
 
 _NUMPY = "; ".join(
     f"{name} = np.{kind}({name})"
@@ -92,4 +93,49 @@ IN_COMBINE = [
     _case(COMBINE, "rows-transposed-in-memory", "expand_x = expand_x.t().contiguous().t()"),
 ]
 
-CASES = [*BOTH, *IN_DISPATCH, *IN_COMBINE]
+
+def _matmul(operator: str, name: str, written: str, base: Calls) -> Odd:
+    return Odd(id=f"{operator.removeprefix('_').removeprefix('npu_')}-{name}", operator=operator, wrong=written, base=base)
+
+
+WITH_MATMUL = [
+    *(
+        _matmul(operator, name, written, gmm_alltoallv.PLAIN)
+        for operator in (gmm_alltoallv.GMM, gmm_alltoallv.BACK)
+        for name, written in (
+            (
+                "counts-in-arrays",
+                "send_counts = np.array(send_counts); recv_counts = torch.tensor(recv_counts, dtype=torch.int32)",
+            ),
+            ("counts-of-numpy-ints", "send_counts = tuple(map(np.int16, send_counts)); ep_world_size = np.int64(ep_world_size)"),
+            ("flags-as-ints", "trans_gmm_weight = 0; trans_mm_weight = np.bool_(False)"),
+            ("process-group", f"hcom = {_RESOLVE}(hcom)"),
+            ("rows-transposed-in-memory", "gmm_x = gmm_x.t().contiguous().t()"),
+            ("weight-stored-transposed", "gmm_weight = gmm_weight.mT.contiguous(); trans_gmm_weight = True"),
+            ("that-require-grad", "gmm_x.requires_grad_(); gmm_weight.requires_grad_(); mm_weight.requires_grad_()"),
+            ("comm-mode-that-changes-nothing", "comm_mode = 'aiv'"),
+        )
+    ),
+    *(
+        _matmul(operator, name, written, all_gather_mm.PLAIN)
+        for operator in (all_gather_mm.GATHER, all_gather_mm.SCATTER)
+        for name, written in (
+            ("numpy-ints", "world_size = np.int32(world_size); comm_turn = np.int8(0)"),
+            ("process-group", f"hcom = {_RESOLVE}(hcom)"),
+            ("rows-transposed-in-memory", "input = input.t().contiguous().t()"),
+            ("weight-transposed-in-memory", "x2 = x2.t().contiguous().t()"),
+            ("that-require-grad", "input.requires_grad_(); x2.requires_grad_()"),
+        )
+    ),
+    _matmul(all_gather_mm.REDUCE, "comm-quant-scales", "comm_quant_scale_1 = comm_quant_scale_2 = x2[:1]", all_gather_mm.PLAIN),
+    _matmul(all_gather_mm.REDUCE, "bias-of-zeros", "bias = torch.zeros(5, dtype=x1.dtype)", all_gather_mm.PLAIN),
+    _matmul(all_gather_mm.BARRIER, "time-out", "time_out = torch.tensor([-1])", all_gather_mm.PLAIN),
+    _matmul(
+        all_gather_mm.BARRIER,
+        "table-of-nobody-gone",
+        "elastic_info = torch.full((8,), -9).int(); elastic_info[0] = 0",
+        all_gather_mm.PLAIN,
+    ),
+]
+
+CASES = [*BOTH, *IN_DISPATCH, *IN_COMBINE, *WITH_MATMUL]

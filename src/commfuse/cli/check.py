@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -45,7 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ranks", type=whole_number(1, MOST_RANKS), nargs="+", metavar="N", help="only cases on these numbers of processes"
     )
-    parser.add_argument("--case", nargs="+", metavar="ID", help="only these named cases, and no random ones (see --list)")
+    parser.add_argument(
+        "--case", nargs="+", metavar="ID", help="only these cases: named ones (see --list), or a random one again"
+    )
     parser.add_argument(
         "--random", type=whole_number(0, 100_000), metavar="N", help=f"random cases per family (default: {RANDOM})"
     )
@@ -60,10 +63,10 @@ def main(args: argparse.Namespace) -> int:
     """Run the cases; 0 only if every compared output is as it should be."""
     families = [family for family in FAMILIES.values() if args.operator in (None, *family.operators)]
     cases = [(family, case) for family in families for case in _cases(family, args)]
-    _know_all(args.case, cases)
     if args.list:
         _list(cases, as_json=args.json)
         return 0
+    _know_all(args.case, cases)
     if not cases:
         raise UsageError("no case is left to run")
     begin = time.perf_counter()
@@ -79,12 +82,19 @@ def main(args: argparse.Namespace) -> int:
 
 def _cases(family: Family, args: argparse.Namespace) -> list[Any]:
     named = [case for case in family.named_cases() if _wanted(family, case, args)]
-    if args.case or args.list:
-        return [case for case in named if args.case is None or case.id in args.case]
+    if args.list:
+        return named
+    if args.case is None:
+        return [*named, *_random_cases(family, args)]
+    seeds = [int(found[1]) for name in args.case if (found := re.search(r"random-(\d+)$", name))]
+    again = [case for case in map(family.random_case, seeds) if _wanted(family, case, args)]
+    return [case for case in (*named, *again) if case.id in args.case]
+
+
+def _random_cases(family: Family, args: argparse.Namespace) -> Iterator[Any]:
     count = RANDOM if args.random is None else args.random
-    seeds = range(args.seed, args.seed + (count or 1) * _TRIES)
-    drawn = (case for case in map(family.random_case, seeds) if _wanted(family, case, args))
-    return [*named, *itertools.islice(drawn, count)]
+    seeds = range(args.seed, args.seed + count * _TRIES)
+    return itertools.islice((case for case in map(family.random_case, seeds) if _wanted(family, case, args)), count)
 
 
 def _wanted(family: Family, case: Any, args: argparse.Namespace) -> bool:

@@ -161,7 +161,7 @@ def _default(row: Tensor | Attr) -> str:
 
 
 def _only_when(row: Tensor | Attr) -> str:
-    return f"; looked at when {code(row.when)}" if isinstance(row, Tensor) and row.when != "True" else ""
+    return f"; looked at when {code(row.when)}" if isinstance(row, Tensor) and row.when not in ("True", "False") else ""
 
 
 def _limit(operator: Operator, rule: Rule) -> tuple[str, ...]:

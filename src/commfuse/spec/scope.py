@@ -21,6 +21,9 @@ class TensorInfo:
     dtype: str
     contiguous: bool = True
 
+    def __str__(self) -> str:
+        return f"a tensor {self.shape} {self.dtype}{'' if self.contiguous else ', not contiguous'}"
+
     @property
     def ndim(self) -> int:
         """Number of dimensions."""

@@ -59,11 +59,11 @@ if __name__ == "__main__":
     p_list = [ctx.Process(target=dispatch_combine, args=(rank, sys.argv[1], c2p, p2c)) for rank in range(ep_world_size)]
     for p in p_list:
         p.start()
-    for _ in p_list:
-        rank, out, wanted = c2p.get()
-        torch.testing.assert_close(out.float(), wanted, rtol=2**-7, atol=2**-7)
-        print(f"rank {rank} npu finished!")
+    answers = [c2p.get() for _ in p_list]
     for _ in p_list:
         p2c.put(0)
     for p in p_list:
         p.join()
+    for rank, out, wanted in answers:
+        torch.testing.assert_close(out.float(), wanted, rtol=2**-7, atol=2**-7)
+        print(f"rank {rank} npu finished!")

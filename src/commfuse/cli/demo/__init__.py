@@ -21,7 +21,7 @@ from . import one_process, picture, rank, verdict
 from .layer import TOP_K, Layer
 
 MOST_RANKS = 32
-MOST_TOKENS = 4096  # of all ranks together: what two cores do within a minute
+MOST_TOKENS = 2048  # of all ranks together: what two cores do within a minute
 _DEADLINE = 120  # seconds for any one phase
 FEWEST_EXPERTS, MOST_EXPERTS = 32, 256  # the first unless asked for fewer; the second is DeepSeek-V3's
 

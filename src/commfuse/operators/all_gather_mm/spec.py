@@ -344,11 +344,20 @@ MM_ALL_REDUCE_BASE = Operator(
         *(
             holds(
                 f"{name}.shape",
-                f"{name}.shape in ((1,), (n,), (1, n)) if antiquant_group_size == 0 else "
-                f"{name}.shape == (ceil_div(k, antiquant_group_size), n)",
-                "(1,), (n,) or (1, n) with n = {n}; with antiquant_group_size > 0: (ceil(k / antiquant_group_size), n)",
+                f"{name}.shape in ((1,), (n,), (1, n))",
+                "(1,), ({n},) or (1, {n})",
                 _REDUCE_PAGE + name,
-                when=f"{name} is not None and antiquant_group_size >= 0",
+                when=f"{name} is not None and antiquant_group_size == 0",
+            )
+            for name in ("antiquant_scale", "antiquant_offset")
+        ),
+        *(
+            holds(
+                f"{name}.shape",
+                f"{name}.shape == (ceil_div(k, antiquant_group_size), n)",
+                "({ceil_div(k, antiquant_group_size)}, {n})",
+                _REDUCE_PAGE + name,
+                when=f"{name} is not None and antiquant_group_size > 0",
             )
             for name in ("antiquant_scale", "antiquant_offset")
         ),
@@ -362,7 +371,7 @@ MM_ALL_REDUCE_BASE = Operator(
         holds(
             "dequant_scale.shape",
             "dequant_scale.shape in ((1,), (n,), (1, n))",
-            "(1,), (n,) or (1, n) with n = {n}",
+            "(1,), ({n},) or (1, {n})",
             _REDUCE_PAGE + "dequant_scale",
             when="dequant_scale is not None",
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from ...spec.model import (
@@ -32,14 +33,23 @@ _COMM = (
 _QUANT = Attr(name="quant_mode", schema="int", default=0, meaning="0: rows as they are; 2: int8 rows with one scale per row")
 _COMM_QUANT = Attr(name="comm_quant_mode", schema="int", default=0, meaning="0: rows travel as they are")
 _IDS = Tensor(
-    name="expert_ids", shapes=(("BS", "K"),), dtype=("int32",), meaning="the experts of each token, distinct within a row"
-)
-_COMMAND = Tensor(
-    name="comm_cmd_info",
-    shapes=(("command_length",),),
+    name="expert_ids",
+    shapes=(("BS", "K"),),
     dtype=("int32",),
-    meaning="as returned by the setup: which operation this finishes",
+    meaning="the experts of each token, distinct within a row, 0..M-1; ids of tokens that take no part may be anything",
 )
+_IDS_AGAIN = replace(_IDS, meaning="as given to dispatch_setup")
+
+
+def _command(length: str) -> Tensor:
+    return Tensor(
+        name="comm_cmd_info",
+        shapes=((length,),),
+        dtype=("int32",),
+        meaning="as returned by the setup: which operation this finishes",
+    )
+
+
 _MASK = Tensor(
     name="x_active_mask",
     shapes=(("BS",),),
@@ -49,24 +59,31 @@ _MASK = Tensor(
 )
 
 _ABSENT = ("elastic_info", "performance_info", "tp_world_size", "tp_rank_id", *rows.SPECIAL_NAMES)
+_AS_IN_V2 = ("E_s", "e", "g", "gbs", "max_bs", "A_moe", "A_shared", "all_experts")
 _SYMBOLS = (
     *rows.without(*_ABSENT, "expert_scales"),
-    *(symbol for symbol in rows.SYMBOLS if symbol.name not in ("layout", "split_shared") and "needed" not in symbol.name),
-    Symbol(name="layout", formula="'index'", meaning="content of expand_idx"),
-    Symbol(name="split_shared", formula="False", meaning=""),
+    *(symbol for symbol in rows.SYMBOLS if symbol.name in _AS_IN_V2),
     Symbol(
-        name="window_bytes_split",
+        name="A",
+        formula="A_shared if ep_rank_id < shared_expert_rank_num else A_moe",
+        meaning="rows this rank may receive",
+    ),
+    Symbol(name="L", formula="1 if ep_rank_id < shared_expert_rank_num else e", meaning="experts of this rank"),
+    Symbol(name="layout", formula="'index'", meaning="content of expand_idx"),
+    Symbol(name="split_shared", formula="False", meaning="whether a rank's tokens are shared out over the shared-expert ranks"),
+    Symbol(
+        name="window_bytes",
         formula="2 * (e * max_bs * ep_world_size * align(512, align(32, 2 * H) + 44)"
         " + (K + shared_expert_num) * max_bs * align(512, 2 * H))",
         meaning="bytes of communication buffer that A3 checks for",
     ),
-    Symbol(name="needed_mb_A3", formula="max(2, ceil_div(window_bytes_split, 2**20))", meaning="the same in MB"),
+    Symbol(name="needed_mb_A3", formula="max(2, ceil_div(window_bytes, 2**20))", meaning="the same in MB"),
 )
 
 _LIMITS: tuple[Rule, ...] = (
     *rows.WORLD_LIMITS,
     *rows.EXPERT_LIMITS,
-    *rows.SIZE_LIMITS,
+    *(rule for rule in rows.SIZE_LIMITS if rule.subject != "comm_alg"),
     one_of("comm_alg", ("",), PAGE + "comm_alg"),
     one_of("comm_type", (0, 1, 2), PAGE + "comm_type"),
     holds("product", "False", "A3: A2 does not have this operator", PAGE + "products", on=ON_A2),
@@ -85,16 +102,9 @@ _LIMITS: tuple[Rule, ...] = (
     between("BS", 1, 512, PAGE + "expert_ids", on=ON_A3),
     between("K", 1, 16, PAGE + "expert_ids", on=ON_A3),
     holds(
-        "K",
-        "K <= moe_expert_num",
-        "at most moe_expert_num = {moe_expert_num}",
-        PAGE + "expert_ids",
-        on=ON_A3,
-    ),
-    holds(
         "global_bs",
-        "global_bs == 0 or BS * ep_world_size <= global_bs <= 512 * ep_world_size",
-        "0 or in BS * ep_world_size..512 * ep_world_size = {BS * ep_world_size}..{512 * ep_world_size}",
+        "global_bs <= 512 * ep_world_size",
+        "at most 512 * ep_world_size = {512 * ep_world_size}",
         PAGE + "global_bs",
         on=ON_A3,
     ),
@@ -115,6 +125,7 @@ _AGREE = (
     "shared_expert_num",
     "shared_expert_rank_num",
     "global_bs",
+    "comm_type",
     "comm_alg",
     "H",
     "K",
@@ -144,6 +155,8 @@ _Y_WIDTH = Symbol(
     meaning="entries of a row of y",
 )
 _Y_ROWS = "BS * (K + shared_expert_num)"
+_DISPATCH_COMMAND = f"({_Y_ROWS} + ep_world_size * L) * 16"
+_COMBINE_COMMAND = "(rows + ep_world_size) * 16"
 
 DISPATCH_SETUP = _operator(
     "npu_moe_distribute_dispatch_setup",
@@ -197,7 +210,7 @@ DISPATCH_SETUP = _operator(
         ),
         Output(
             name="comm_cmd_info",
-            shape=(f"({_Y_ROWS} + ep_world_size * L) * 16",),
+            shape=(_DISPATCH_COMMAND,),
             dtype="'int32'",
             meaning="which operation this is; to be handed to the teardown",
         ),
@@ -215,8 +228,8 @@ DISPATCH_TEARDOWN = _operator(
     args=(
         Tensor(name="x", shapes=(("BS", "H"),), dtype=ROWS, meaning="as given to the setup"),
         Tensor(name="y", shapes=((_Y_ROWS, "y_width"),), dtype=(*ROWS, "int8"), meaning="as returned by the setup"),
-        _IDS,
-        _COMMAND,
+        _IDS_AGAIN,
+        _command(_DISPATCH_COMMAND),
         *rows.DOMAIN,
         *rows.SHARED_EXPERTS,
         _QUANT,
@@ -227,7 +240,17 @@ DISPATCH_TEARDOWN = _operator(
     first_keyword="expert_shard_type",
     absent=("x_active_mask", "scales"),
     symbols=(_Y_WIDTH,),
-    rules=(_X_HALF, _QUANT_MODE, one_of("expert_token_nums_type", (0, 1), PAGE + "expert_token_nums_type")),
+    rules=(
+        _X_HALF,
+        _QUANT_MODE,
+        one_of("expert_token_nums_type", (0, 1), PAGE + "expert_token_nums_type"),
+        holds(
+            "y.dtype",
+            "y.dtype == (x.dtype if quant_mode == 0 else 'int8')",
+            "x.dtype = {x.dtype} with quant_mode 0, int8 with quant_mode 2",
+            PAGE + "y",
+        ),
+    ),
     outputs=(
         Output(
             name="expand_x",
@@ -273,12 +296,12 @@ COMBINE_SETUP = _operator(
     "the posting half of combine: offer the experts' rows to the tokens' ranks, and return at once",
     args=(
         _EXPAND_X,
-        _IDS,
+        _IDS_AGAIN,
         Tensor(
             name="assist_info_for_combine",
             shapes=(("counts_length",),),
             dtype=("int32",),
-            meaning="as returned by dispatch_teardown",
+            meaning="as returned by dispatch_teardown; its first W * L entries are read",
         ),
         *rows.DOMAIN,
         *rows.SHARED_EXPERTS,
@@ -304,7 +327,7 @@ COMBINE_SETUP = _operator(
         Output(name="quant_expand_x", shape=("rows", _QUANT_WIDTH), dtype="'int8'", meaning="a placeholder for the teardown"),
         Output(
             name="comm_cmd_info",
-            shape=("(rows + ep_world_size) * 16",),
+            shape=(_COMBINE_COMMAND,),
             dtype="'int32'",
             meaning="which operation this is; to be handed to the teardown",
         ),
@@ -327,7 +350,7 @@ COMBINE_TEARDOWN = _operator(
             dtype=("int8",),
             meaning="as returned by the setup",
         ),
-        _IDS,
+        _IDS_AGAIN,
         Tensor(name="expand_idx", shapes=(("BS * K",),), dtype=("int32",), meaning="as returned by dispatch_setup"),
         Tensor(
             name="expert_scales",
@@ -335,7 +358,7 @@ COMBINE_TEARDOWN = _operator(
             dtype=("float32",),
             meaning="weight of each (token, k) pair; shared experts are not weighted",
         ),
-        _COMMAND,
+        _command(_COMBINE_COMMAND),
         *rows.DOMAIN,
         _MASK,
         Tensor(

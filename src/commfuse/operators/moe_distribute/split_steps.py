@@ -1,26 +1,27 @@
 """The split path over the exchanges of a group: setup posts and returns, teardown receives and finishes.
 
-Operations are matched in call order: every setup has a number, which its ``comm_cmd_info`` carries to its teardown.
+Operations are matched in call order: every setup has a number, which its ``comm_cmd_info`` carries to its teardown. What is
+posted for a peer is one message: how many rows for each of its experts, then the rows.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from ...agreement import Announcement, announce, hear
+from ...agreement import Announcement, announce, hear, refuse
 from . import accumulate, packing, plan, values
-from .combine_steps import arrived, everyones_verdict, held_rows, travelling, wrong_counts
+from .combine_steps import arrived, held_rows, travelling, wrong_counts
 from .dispatch_steps import columns, expand_idx, fill_rows, routes
 
 if TYPE_CHECKING:
     from ...call import Call
-    from ...groups import Group, Posted
+    from ...groups import Group
 
 Outputs = tuple[torch.Tensor, ...]
 DEPTH = 8  # setups without their teardown that a group may have
@@ -33,10 +34,7 @@ class InFlight:
 
     setup: Call
     announced: Announcement
-    posted: Sequence[Posted]
-    counts: plan.Ints  # [destination, local expert] of the rows sent
-    like: list[torch.Tensor]  # the columns that travel
-    own: torch.Tensor  # the packed rows that stay here
+    like: list[torch.Tensor]  # the columns that travel, without rows
 
     @property
     def number(self) -> int:
@@ -59,7 +57,7 @@ def dispatch_setup(call: Call, members: Group, waited_us: list[float]) -> Output
     """Post this rank's rows for every other; wait for nobody."""
     sent = routes(call, members.index)
     like = columns(call, sent)
-    number = _post(call, members, sent.counts, sent.per_rank(), like)
+    number = _post(call, members, sent.counts, like)
     outputs = call.outputs()
     _fill_y(call, outputs["y"], sent, like)
     outputs["expand_idx"].copy_(expand_idx(call))
@@ -70,7 +68,7 @@ def dispatch_setup(call: Call, members: Group, waited_us: list[float]) -> Output
 def dispatch_teardown(call: Call, members: Group, waited_us: list[float]) -> Outputs:
     """Receive the rows that the other ranks' setups have posted, and order them."""
     flying = in_flight(call.group).popleft()
-    counts, packed = _collect(flying, members, waited_us)
+    counts, packed = _collect(flying, waited_us)
     top = values.topology(flying.setup)
     came = plan.arrivals(np.ascontiguousarray(counts[:, : top.local_experts(members.index)]))
     outputs = call.outputs()
@@ -87,7 +85,7 @@ def combine_setup(call: Call, members: Group, waited_us: list[float]) -> Outputs
     like = travelling(call, call["expand_x"][: held.total], held)
     wide = np.zeros((values.topology(call).world, call["e"]), dtype=np.int64)
     wide[:, : held.counts.shape[1]] = held.counts
-    number = _post(call, members, wide, held.per_rank(), like)
+    number = _post(call, members, wide, like)
     outputs = call.outputs()
     outputs["quant_expand_x"].zero_()
     _fill_command(outputs["comm_cmd_info"], call, number)
@@ -95,11 +93,14 @@ def combine_setup(call: Call, members: Group, waited_us: list[float]) -> Outputs
 
 
 def combine_teardown(call: Call, members: Group, waited_us: list[float]) -> Outputs:
-    """Receive the rows of this rank's tokens and sum them."""
+    """Receive the rows of this rank's tokens and sum them.
+
+    What does not fit raises on this rank alone: a peer may be further than this operation by now, or not as far.
+    """
     flying = in_flight(call.group).popleft()
-    returned, packed = _collect(flying, members, waited_us)
+    returned, packed = _collect(flying, waited_us)
     sent = routes(call, members.index)
-    everyones_verdict(call, members, wrong_counts(returned, sent))
+    refuse(call, wrong_counts(returned, sent))
     outputs = call.outputs()
     rows = arrived(packing.unpack(packed, flying.like))
     outputs["x"].copy_(accumulate.float32_sum(call, rows, sent))
@@ -111,7 +112,7 @@ def setup_values(check: Any) -> Any:
 
     def checked(call: Call) -> list[str]:
         if len(in_flight(call.group)) >= DEPTH:
-            return [f"{call.operator.name}: {DEPTH} setups of this group wait for their teardown; call the oldest one's first"]
+            return [f"{DEPTH} setups of this group are under way: must have a teardown, the oldest one's first, before the next setup"]
         found: list[str] = check(call)
         return found
 
@@ -130,55 +131,70 @@ def teardown_values(check: Any) -> Any:
 
 def _order(call: Call) -> list[str]:
     setup = call.operator.name.replace("teardown", "setup")
-    if call["comm_cmd_info"].numel() < 2:
-        return [f"comm_cmd_info has {call['comm_cmd_info'].numel()} entries: must be what {setup} returned"]
-    number, kind = call["comm_cmd_info"][:2].tolist()
-    if kind != _KINDS[setup]:
-        return [f"comm_cmd_info[1] = {kind}: must be what {setup} returned"]
+    number, *stamp = call["comm_cmd_info"][:3].tolist()
+    if stamp[0] != _KINDS[setup]:
+        return [f"comm_cmd_info[1] = {stamp[0]}: must be {_KINDS[setup]}, as {setup} returned it"]
+    if stamp[1] != _mark(call.group):
+        return [f"comm_cmd_info[2] = {stamp[1]}: must be {_mark(call.group)}, that of this group: the setup was in another one"]
     flying = in_flight(call.group)
-    if not flying:
-        return [f"comm_cmd_info[0] = {number}: {setup} number {number} is not under way; each setup has one teardown"]
+    if number not in [one.number for one in flying]:
+        return [f"comm_cmd_info[0] = {number}: must be that of a setup under way; each setup has one teardown"]
     oldest = flying[0]
     if number != oldest.number:
         first = oldest.setup.operator.name
         return [f"comm_cmd_info[0] = {number}: must be {oldest.number}, that of {first}: teardowns go in the order of the setups"]
-    return [
-        f"{name} = {call.args[name]!r}: must be {value!r}, as in {setup}"
-        for name, value in oldest.setup.args.items()
-        if not isinstance(value, torch.Tensor) and name in call.args and call.args[name] != value
+    return _changed(call, oldest.setup)
+
+
+def _changed(call: Call, setup: Call) -> list[str]:
+    """Compare the arguments that both halves have; of tensors only what results depend on."""
+    found = []
+    for name, value in setup.args.items():
+        given = call.args.get(name)
+        if name not in call.args:
+            continue
+        if not isinstance(value, torch.Tensor):
+            found += [f"{name} = {given!r}: must be {value!r}, as in {setup.operator.name}"] if given != value else []
+        elif (given.shape, given.dtype) != (value.shape, value.dtype):
+            found.append(f"{name} = {_kind(given)}: must be {_kind(value)}, as in {setup.operator.name}")
+        elif name == "expert_ids" and not torch.equal(given, value):
+            found.append(f"{name} = other values: must be those given to {setup.operator.name}")
+    return found
+
+
+def _kind(tensor: torch.Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+
+
+def _mark(group: Group) -> int:
+    """A number that tells this group's operations from those of another, positive and within int32."""
+    return zlib.crc32(group.name.encode()) >> 1
+
+
+def _post(call: Call, members: Group, counts: plan.Ints, like: list[torch.Tensor]) -> int:
+    """Post rows, by destination, with their ``counts`` [destination, local expert]; return the number of the operation."""
+    rows = packing.pack(like).split([int(n) for n in counts.sum(1)])
+    blocks = [
+        torch.cat([torch.from_numpy(mine).view(torch.uint8), its.flatten()]) for mine, its in zip(counts, rows, strict=True)
     ]
-
-
-def _post(call: Call, members: Group, counts: plan.Ints, per_rank: list[int], like: list[torch.Tensor]) -> int:
-    announced = announce(call, members)
-    blocks = list(packing.pack(like).split(per_rank))
-    posted = [members.post(list(torch.from_numpy(counts)), announced.tag), members.post(blocks, announced.tag)]
-    in_flight(call.group).append(
-        InFlight(setup=call, announced=announced, posted=posted, counts=counts, like=like, own=blocks[members.index])
-    )
+    announced = announce(call, members, blocks)
+    without_rows = [column.new_empty((0, *column.shape[1:])) for column in like]
+    in_flight(call.group).append(InFlight(setup=call, announced=announced, like=without_rows))
     return announced.number
 
 
-def _collect(flying: InFlight, members: Group, waited_us: list[float]) -> tuple[plan.Ints, torch.Tensor]:
+def _collect(flying: InFlight, waited_us: list[float]) -> tuple[plan.Ints, torch.Tensor]:
     """Return the counts [source, local expert] and the packed rows, by source, that were posted for this rank."""
-    hear(flying.announced, waited_us)
-    tag = flying.announced.tag
-    counts = torch.zeros((len(members.members), flying.counts.shape[1]), dtype=torch.int64)
-    members.receive(list(counts), tag, waited_us)
-    counts[members.index] = torch.from_numpy(flying.counts[members.index])
-    per_rank = [int(n) for n in counts.sum(1)]
-    packed = flying.own.new_empty((sum(per_rank), flying.own.shape[1]))
-    parts = list(packed.split(per_rank))
-    members.receive(parts, tag, waited_us)
-    parts[members.index].copy_(flying.own)
-    for posted in flying.posted:
-        posted.wait()
-    return counts.numpy(), packed
+    blocks = hear(flying.announced, waited_us)
+    begin = flying.setup["e"] * torch.int64.itemsize
+    counts = torch.stack([block[:begin].view(torch.int64) for block in blocks])
+    width = packing.pack(flying.like).shape[1]
+    return counts.numpy(), torch.cat([block[begin:].view(-1, width) for block in blocks])
 
 
 def _fill_command(info: torch.Tensor, call: Call, number: int) -> None:
     info.zero_()
-    info[0], info[1] = number, _KINDS[call.operator.name]
+    info[0], info[1], info[2] = number, _KINDS[call.operator.name], _mark(call.group)
 
 
 def _fill_y(call: Call, y: torch.Tensor, sent: plan.Routes, like: list[torch.Tensor]) -> None:
