@@ -5,9 +5,9 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := $(wildcard CMakeLists.txt csrc/*.cpp csrc/*.h)
+SOURCES := CMakeLists.txt $(wildcard csrc/*.cpp csrc/*.h)
 
-.PHONY: help demo test test-all lint docs install clean
+.PHONY: help demo test test-all test-core lint docs install clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -21,6 +21,14 @@ test: install lint  ## linters, types and all tests
 
 test-all: install lint  ## also the long tests: more random cases of the same kinds
 	$(BIN)/python -m pytest --long
+
+test-core: install  ## the C++ core's own tests: plain, with address and undefined-behaviour sanitizers, with the thread sanitizer
+	set -e; for sanitize in "" address,undefined thread; do \
+	    build=build/core-$${sanitize:-plain}; \
+	    $(BIN)/cmake -S . -B $$build -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DCOMMFUSE_TESTS=ON -DCOMMFUSE_SANITIZE=$$sanitize; \
+	    $(BIN)/cmake --build $$build; \
+	    $(BIN)/ctest --test-dir $$build --output-on-failure; \
+	done
 
 lint: install  ## ruff and mypy
 	$(BIN)/ruff check .

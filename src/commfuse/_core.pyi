@@ -28,6 +28,7 @@ Nothing is thread-safe beyond what a function says: one thread at a time for eac
 In a forked child every object made before the fork refuses its use with ``CoreError``; the windows are not mapped there.
 """
 
+from collections.abc import Sequence
 from typing import Final, final, overload
 
 TOKEN_BYTES: Final[int]
@@ -179,7 +180,7 @@ class Door:
     @property
     def name(self) -> str:
         """What the other ranks need to find it."""
-    def exchange(self, rank: int, names: list[str], token: bytes, timeout_s: float) -> list[Peer | None]:
+    def exchange(self, rank: int, names: Sequence[str], token: bytes, timeout_s: float) -> list[Peer | None]:
         """Swap arenas with all other ranks; collective. Entry ``rank`` of the result is None.
 
         ``names``: every rank's door, by rank. ``token``: TOKEN_BYTES secret bytes that only the group's ranks know. Processes of
@@ -214,7 +215,7 @@ class Offer:
 class Channel:
     """One group on this host: its counters, publications and poison word, seen from one rank."""
 
-    def __init__(self, arena: Arena, peers: list[Window | None], offsets: list[int], index: int, group_id: int) -> None:
+    def __init__(self, arena: Arena, peers: Sequence[Window | None], offsets: Sequence[int], index: int, group_id: int) -> None:
         """``peers[i]``, ``offsets[i]``: window and control block of member i; the window of ``index`` itself is None.
 
         Raises CoreError when a block is not of this group or was made with other sizes.
@@ -290,7 +291,7 @@ class Channel:
 class KeyCheck:
     """Checks one rank's raw keys and writes them as they are published. Pair = row * width + column."""
 
-    def __init__(self, width: int, num_keys: int, first_special: int, end_special: int, extra_keys: list[int] = ...) -> None:
+    def __init__(self, width: int, num_keys: int, first_special: int, end_special: int, extra_keys: Sequence[int] = ...) -> None:
         """Valid are [0, num_keys), and [first_special, end_special), which address no member.
 
         ``extra_keys``: appended to each row of which any pair takes part.
@@ -348,7 +349,9 @@ class KeySort:
 class TermPlan:
     """Finds the rows that were placed for this rank's pairs at their owners, as terms of a sum."""
 
-    def __init__(self, width: int, num_weighted: int, num_sources: int, me: int, owners: list[int], slots: list[int]) -> None:
+    def __init__(
+        self, width: int, num_weighted: int, num_sources: int, me: int, owners: Sequence[int], slots: Sequence[int]
+    ) -> None:
         """Key k belongs to source ``owners[k]`` and is its ``slots[k]``-th. ``me``: this rank's own number among the sources.
 
         The first ``num_weighted`` of the ``width`` columns have weights; the others count once.

@@ -58,7 +58,7 @@ class Pair:
         name, offset = os.read(source, 200).decode().split()
         names, offsets = ([door.name, name], [control, int(offset)]) if me == 0 else ([name, door.name], [int(offset), control])
         peers = door.exchange(me, names, TOKEN, SECONDS)
-        return Rank(arena=arena, channel=_core.Channel(arena, list(peers), offsets, me, GROUP_ID), peers=peers)
+        return Rank(arena=arena, channel=_core.Channel(arena, peers, offsets, me, GROUP_ID), peers=peers)
 
 
 def exchange_words(rank: Rank, *, agreed: bytes = b"same") -> list[int]:
