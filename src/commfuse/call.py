@@ -133,13 +133,20 @@ def _normalise(operator: Operator, args: Mapping[str, Any]) -> tuple[dict[str, A
                 plain[row.name] = kinds[row.name] = _PLAIN[row.schema](value)
             except (TypeError, ValueError):
                 odd.append(f"{row.name} = {_short(value)}: must be {_KIND[row.schema]}, got {type(value).__name__}")
-        elif value is None or isinstance(value, torch.Tensor):
-            plain[row.name] = value
-            kinds[row.name] = None if value is None else TensorInfo.of(value)
+        elif value is None:
+            plain[row.name] = kinds[row.name] = None
+        elif isinstance(value, torch.Tensor) and value.layout is torch.strided and value.device.type == "cpu":
+            plain[row.name], kinds[row.name] = value, TensorInfo.of(value)
         else:
-            kinds[row.name] = ()  # neither absent nor a tensor: rows that need it do not apply
-            odd.append(f"{row.name} = {_short(value)}: must be a tensor{' or None' * row.optional}, got {type(value).__name__}")
+            kinds[row.name] = ()  # neither absent nor a tensor that can be used: rows that need it do not apply
+            odd.append(f"{row.name} = {_not_usable(value, ' or None' * row.optional)}")
     return plain, kinds, odd
+
+
+def _not_usable(value: Any, or_none: str) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"a tensor on {value.device} of layout {value.layout}: must be a dense tensor on the CPU{or_none}"
+    return f"{_short(value)}: must be a tensor{or_none}, got {type(value).__name__}"
 
 
 def _check(

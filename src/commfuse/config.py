@@ -53,18 +53,21 @@ def _choice(*values: str) -> Callable[[str], str]:
 
 
 def _product(text: str) -> Product:
-    name, _, mode = text.partition(",")
+    name, comma, mode = text.partition(",")
     by_name = {p.lower(): p for p in (PORTABLE, A2, A3)}
-    if mode not in ("", "warn") or name.lower() not in by_name:
+    if mode != ("warn" if comma else "") or name.lower() not in by_name:
         raise ValueError
     return Product(by_name[name.lower()], mode == "warn")
 
 
 def _seconds(text: str) -> float:
     value = float(text)
-    if not value > 0:
+    if not 0 < value <= _LONGEST:
         raise ValueError
     return value
+
+
+_LONGEST = 1e6  # seconds; torch takes no infinite one
 
 
 def _flag(text: str) -> bool:
@@ -92,7 +95,7 @@ SETTINGS = (
         name="timeout",
         variable="COMMFUSE_TIMEOUT",
         default="600",
-        allowed="seconds, above 0",
+        allowed="seconds, above 0, at most 1000000",
         parse=_seconds,
         meaning="longest wait for one peer within a call, in seconds",
     ),

@@ -21,11 +21,11 @@ class Case:
 
 
 EXACT = torch.tensor([1.0, 2.0, torch.nan])
-CLOSE = torch.tensor([100.0, 200.0])
+CLOSE = torch.tensor([100.0, 200.0, torch.nan])
 
 
 class Pretend:
-    """Two operators: one exact in its first two entries, one within a tolerance; rank 1 has no part."""
+    """Two operators: one exact, one within a tolerance, both in their first two entries; rank 1 has no part."""
 
     name = "pretend"
     operators = ("exact", "close")
@@ -46,7 +46,7 @@ class Pretend:
         return {
             0: [
                 Expected(operator="exact", name="y", tensor=EXACT, valid=2),
-                Expected(operator="close", name="y", tensor=CLOSE, bounds=(1e-4, 0.0)),
+                Expected(operator="close", name="y", tensor=CLOSE, valid=2, bounds=(1e-4, 0.0)),
             ]
         }
 
@@ -63,7 +63,7 @@ def judged(family: Pretend, *outputs: torch.Tensor | None) -> Outcome:
 
 
 def test_right_results_pass(family: Pretend) -> None:
-    outcome = judged(family, torch.tensor([1.0, 2.0, 5.0]), CLOSE * (1 + 5e-5))
+    outcome = judged(family, torch.tensor([1.0, 2.0, 5.0]), torch.tensor([100.005, 199.99, 7.0]))
     assert (outcome.passed, outcome.problems, outcome.backends) == (True, [], ("b",))
     assert outcome.compared == {"exact": 1, "close": 1}
 
@@ -77,7 +77,7 @@ def test_right_results_pass(family: Pretend) -> None:
         (None, CLOSE, "exact"),
         (EXACT, CLOSE * (1 + 2e-4), "close"),
         (EXACT, CLOSE.double(), "close"),
-        (EXACT, CLOSE[:1], "close"),
+        (EXACT, CLOSE[:2], "close"),
         (EXACT, None, "close"),
     ],
 )

@@ -65,7 +65,7 @@ def test_a_refused_value_is_named(capsys: pytest.CaptureFixture[str], variables:
     outcome = here(capsys, "info", "--json")
     assert outcome.code == 1
     row = next(row for row in json.loads(outcome.out)["settings"] if row["name"] == "timeout")
-    assert row["error"] == "COMMFUSE_TIMEOUT = '-1': must be seconds, above 0"
+    assert row["error"].startswith("COMMFUSE_TIMEOUT = '-1': must be seconds, above 0")
     assert "COMMFUSE_PRODUCT = 'A4': must be portable, A2, A3" in " ".join(here(capsys, "info").out.split())
 
 
@@ -81,14 +81,17 @@ def test_reasons_of_a_backend(capsys: pytest.CaptureFixture[str], monkeypatch: p
     assert "no: 1 rank has no windows" in outcome.out
 
 
-def test_a_core_that_is_missing_or_cannot_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_core_that_is_missing_or_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     missing = info.core()
     assert (missing["built"], missing["reason"]) == (False, "not built")
     assert "g++" in missing["remedy"]
-    monkeypatch.undo()
-    (tmp_path / "_core.py").write_text("raise ImportError('GLIBCXX_9 not found')")
-    monkeypatch.setattr(commfuse, "__path__", [str(tmp_path)])
+
+    def fail(name: str) -> None:
+        raise ImportError("GLIBCXX_9 not found")
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(importlib, "import_module", fail)
     assert info.core() == {"built": False, "reason": "GLIBCXX_9 not found", "remedy": info.NOT_LOADED}
 
 

@@ -27,11 +27,15 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
-def test_help_of_a_command_has_its_examples(capsys: pytest.CaptureFixture[str], command: commfuse.cli.Command) -> None:
+def test_help_of_a_command_has_its_examples(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: commfuse.cli.Command
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     outcome = here(capsys, command.name, "--help")
     assert outcome.code == 0
     assert 2 <= len(command.examples) <= 3
-    assert all(f"  {line}  " in outcome.out for line, _ in command.examples)
+    assert all(f"  {line}\n      {meaning}\n" in outcome.out for line, meaning in command.examples)
+    assert all(len(line) <= 80 for line in outcome.out.splitlines())
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ import re
 
 # npu_moe_distribute_dispatch_v2: the page ends at const_expert_num; the three dtypes are in the schema.
 # npu_moe_distribute_combine_v2: performance_info is in the schema, not on the page.
-# npu_moe_distribute_combine_setup: the page prints no "*" and calls the first argument expend_x; the schema stands here.
+# npu_moe_distribute_combine_setup: the page calls the first argument expend_x, and prints no "*" where the schema has one after
+# moe_expert_num. The schema's name and the page's order without "*" stand here, which allows both ways of calling.
 # npu_moe_distribute_combine_teardown: an older page has comm_cmd_info last; the schema stands here.
 # npu_all_gather_base_mm, npu_mm_reduce_scatter_base: the schema calls the first argument self, a newer page x1 (see ALIASES).
 # npu_mm_all_reduce_base: the page prints comm_turn before antiquant_group_size; the schema stands here.
@@ -44,7 +45,7 @@ npu_moe_distribute_dispatch_teardown(x, y, expert_ids, comm_cmd_info, group_ep, 
     expert_shard_type=0, shared_expert_num=1, shared_expert_rank_num=0, quant_mode=0, global_bs=0, expert_token_nums_type=1,
     comm_type=0, comm_alg='')
 npu_moe_distribute_combine_setup(expand_x, expert_ids, assist_info_for_combine, group_ep, ep_world_size, ep_rank_id,
-    moe_expert_num, *, expert_shard_type=0, shared_expert_num=1, shared_expert_rank_num=0, global_bs=0, comm_quant_mode=0,
+    moe_expert_num, expert_shard_type=0, shared_expert_num=1, shared_expert_rank_num=0, global_bs=0, comm_quant_mode=0,
     comm_type=0, comm_alg='')
 npu_moe_distribute_combine_teardown(expand_x, quant_expand_x, expert_ids, expand_idx, expert_scales, comm_cmd_info, group_ep,
     ep_world_size, ep_rank_id, moe_expert_num, *, x_active_mask=None, shared_expert_x=None, expert_shard_type=0,

@@ -29,7 +29,7 @@ def plain(parameters: list[inspect.Parameter]) -> str:
 
 
 def from_rows(operator: Operator) -> str:
-    first = operator.names.index(operator.first_keyword)
+    first = operator.names.index(operator.first_keyword) if operator.first_keyword else len(operator.args)
     kinds = [inspect.Parameter.POSITIONAL_OR_KEYWORD] * first + [inspect.Parameter.KEYWORD_ONLY] * (len(operator.args) - first)
     return plain(
         [inspect.Parameter(row.name, kind, default=default(row)) for row, kind in zip(operator.args, kinds, strict=True)]

@@ -115,7 +115,7 @@ SHAPES = [
     *both("weight-1d", "x2 = x2[:, 0]", "x2.shape = (16,): must be (k2, n), 2-D"),
     *both("weight-transposed", "x2 = x2.t()", "k2 = 5 (x2.shape[0]): must be the width of input's rows, k = 16", "The K-axis"),
     *both("bias-2d", "bias = torch.zeros(1, 5, dtype=torch.bfloat16)", "bias.shape = (1, 5): must be (n,), 1-D"),
-    *both("bias-of-another-width", "bias = torch.zeros(4, dtype=torch.bfloat16)", "bias.shape = (4,): must be (n) = (5,)"),
+    *both("bias-of-another-width", "bias = torch.zeros(4, dtype=torch.bfloat16)", "bias.shape = (4,): must be (n,) = (5,)"),
     *both("row-scale-1d", "x1_scale = x1_scale[:, 0]", "x1_scale.shape = (4,): must be (m, 1), 2-D", base=INT8),
     *both("row-scale-too-short", "x1_scale = x1_scale[1:]", "x1_scale.shape = (3, 1): must be (m, 1) = (4, 1)", base=INT8),
     *both("column-scale-1d", "x2_scale = x2_scale[0]", "x2_scale.shape = (5,): must be (1, n), 2-D", base=INT8),
@@ -131,7 +131,7 @@ SHAPES = [
     case(REDUCE, "weight-3d", "x2 = x2[None]", "x2.shape = (1, 16, 5): must be (k2, n), 2-D"),
     case(REDUCE, "weight-of-another-width", "x2 = x2[1:]", "k2 = 15 (x2.shape[0]): must be the width of x1's rows, k = 16"),
     case(REDUCE, "bias-2d", "bias = x2[:1]", "bias.shape = (1, 5): must be (n,), 1-D"),
-    case(REDUCE, "bias-of-another-width", "bias = x2[0, :4]", "bias.shape = (4,): must be (n) = (5,)"),
+    case(REDUCE, "bias-of-another-width", "bias = x2[0, :4]", "bias.shape = (4,): must be (n,) = (5,)"),
     case(
         REDUCE,
         "antiquant-scale-0d",

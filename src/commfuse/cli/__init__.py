@@ -34,7 +34,7 @@ COMMANDS = (
         module="commfuse.cli.run",
         help="run a script for torch_npu, unmodified, without an NPU",
         examples=(
-            ("commfuse run train.py --steps 10", "import torch_npu and torchair resolve to look-alikes, in child processes too"),
+            ("commfuse run train.py --steps 10", "torch_npu and torchair are look-alikes there, in child processes too"),
             ("commfuse run -m pytest tests/", "the same for a module, as python -m does"),
             ("COMMFUSE_PRODUCT=A3 commfuse run train.py", "refuse what an Atlas A3 would refuse"),
         ),
@@ -54,7 +54,7 @@ COMMANDS = (
         module="commfuse.cli.check",
         help="compare a backend with the published formulas, over named and random cases",
         examples=(
-            ("commfuse check", "the backend that a group takes by itself: all named cases, 20 random ones per family"),
+            ("commfuse check", "the backend that a group takes by itself, all named cases, some random"),
             ("commfuse check --random 500 --seed 7 --ranks 2 4", "more random cases, only those with 2 or 4 processes"),
             ("commfuse check --backend portable --case mask-2d", "one case, one backend"),
         ),
@@ -125,8 +125,7 @@ def _parser(wanted: str | None) -> Parser:
 
 
 def _epilog(examples: Sequence[tuple[str, str]], closing: str = "") -> str:
-    width = max(len(line) for line, _ in examples)
-    lines = ["examples:", *(f"  {line:{width}}  {meaning}" for line, meaning in examples)]
+    lines = ["examples:", *(f"  {line}\n      {meaning}" for line, meaning in examples)]
     return "\n".join([*lines, *(["", closing] if closing else [])])
 
 

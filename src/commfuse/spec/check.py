@@ -39,8 +39,9 @@ def violations(operator: Operator, scope: Scope, product: str, odd: Iterable[str
     found = [Violation(text) for text in odd]
     for row in operator.tensors:
         found += [Violation(text) for text in _tensor(row, scope)]
+    told = {violation.text.partition(" = ")[0] for violation in found}  # a wrong dtype is said once, by the argument's own row
     for rule in operator.rules:
-        if product in rule.on:
+        if product in rule.on and not (rule.subject.endswith(".dtype") and rule.subject in told):
             text = broken(rule, scope)
             if text:
                 found.append(Violation(text, hardware=PORTABLE not in rule.on))
@@ -50,7 +51,7 @@ def violations(operator: Operator, scope: Scope, product: str, odd: Iterable[str
 def broken(rule: Rule, scope: Scope) -> str:
     """Return what is wrong, or '' if ``rule`` holds, does not apply, or needs something that is itself missing."""
     try:
-        if not scope.eval(rule.when) or scope.eval(rule.test):
+        if not scope.eval(rule.when) or scope.eval(rule.test) or _empty_range(rule, scope):
             return ""
         value = scope.eval(rule.subject)
     except _UNKNOWN:
@@ -59,6 +60,11 @@ def broken(rule: Rule, scope: Scope) -> str:
     says = f'; torch_npu: "{rule.says}"' if rule.says else ""
     must = re.sub(r"{([^}]*)}", lambda found: str(scope.eval(found[1])), rule.must)
     return f"{rule.subject} = {_show(value)}{_where(rule, scope)}: must be {must}{condition}{says}  [{rule.source}]"
+
+
+def _empty_range(rule: Rule, scope: Scope) -> bool:
+    """Whether no value could satisfy ``rule``, because a size that its ends depend on is itself out of range."""
+    return bool(rule.low and rule.high) and bool(scope.eval(rule.low) > scope.eval(rule.high))
 
 
 def _tensor(row: Tensor, scope: Scope) -> list[str]:
@@ -79,7 +85,7 @@ def _tensor(row: Tensor, scope: Scope) -> list[str]:
     except _UNKNOWN:
         return found
     if wanted != tuple(info.shape):
-        found.append(f"{row.name}.shape = {tuple(info.shape)}: must be ({', '.join(shape)}) = {wanted}")
+        found.append(f"{row.name}.shape = {tuple(info.shape)}: must be {_tuple(shape)} = {wanted}")
     return found
 
 
@@ -97,7 +103,11 @@ def _alternative(row: Tensor, info: Any) -> tuple[str, ...] | None:
 
 
 def _shapes(row: Tensor) -> str:
-    return " or ".join(f"({', '.join(shape)}{',' if len(shape) == 1 else ''}), {len(shape)}-D" for shape in row.shapes)
+    return " or ".join(f"{_tuple(shape)}, {len(shape)}-D" for shape in row.shapes)
+
+
+def _tuple(shape: tuple[str, ...]) -> str:
+    return f"({', '.join(shape)}{',' if len(shape) == 1 else ''})"
 
 
 def _where(rule: Rule, scope: Scope) -> str:
@@ -106,4 +116,6 @@ def _where(rule: Rule, scope: Scope) -> str:
 
 
 def _show(value: Any) -> str:
+    if isinstance(value, TensorInfo):
+        return f"a tensor {tuple(value.shape)} {value.dtype}{'' if value.contiguous else ', not contiguous'}"
     return repr(value) if isinstance(value, str) else str(value)

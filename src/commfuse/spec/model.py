@@ -99,7 +99,7 @@ class Operator:
     name: str
     summary: str
     args: tuple[Tensor | Attr, ...]  # in the published order
-    first_keyword: str  # the first keyword-only argument
+    first_keyword: str  # the first keyword-only argument; empty where every argument may be given by position
     symbols: tuple[Symbol, ...] = ()
     rules: tuple[Rule, ...]
     outputs: tuple[Output, ...]

@@ -124,9 +124,12 @@ def _dispatch(here: Here) -> None:
 
 
 def _experts(here: Here) -> None:
-    """Run each expert over its block of the received rows; rows behind the last block are never touched."""
+    """Run each expert over its block of the received rows; rows behind the last block are never touched.
+
+    bfloat16 rows are replaced in place: what dispatch has allocated, combine may be able to send without a copy.
+    """
     expand_x, scales = here.made["expand_x"], here.made["dynamic_scales"]
-    y = torch.empty_like(expand_x, dtype=torch.bfloat16)
+    y = torch.empty_like(expand_x, dtype=torch.bfloat16) if here.layer.int8_rows else expand_x
     first = 0
     for weights, count in zip(here.experts, here.made["expert_token_nums"].tolist(), strict=True):
         rows = expand_x[first : first + count].float()

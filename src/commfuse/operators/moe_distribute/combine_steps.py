@@ -42,7 +42,8 @@ def _bring_back(call: Call, members: Group) -> tuple[plan.Routes, torch.Tensor]:
     returned = members.gather(torch.from_numpy(wide_counts(held, sent))).numpy()[:, members.index]  # [expert side, local expert]
     packed = members.all_to_all(packing.pack(like), held.per_rank(), [int(n) for n in returned.sum(1)])
     columns = packing.unpack(packed, like)
-    everyones_verdict(call, members, wrong_counts(returned, sent) or _wrong_places(columns[-1], sent, members.index))
+    problem = wrong_counts(returned, sent, "ep_send_counts") or _wrong_places(columns[-1], sent, members.index)
+    everyones_verdict(call, members, problem)
     return sent, arrived(columns)
 
 
@@ -75,14 +76,14 @@ def wide_counts(held: plan.Arrivals, sent: plan.Routes) -> plan.Ints:
     return wide
 
 
-def wrong_counts(returned: plan.Ints, sent: plan.Routes) -> str:
+def wrong_counts(returned: plan.Ints, sent: plan.Routes, name: str) -> str:
     """Compare what the expert side returns, [rank, local expert], with what this rank's ids and mask announce."""
     wrong = np.argwhere(returned != sent.counts)
     if not len(wrong):
         return ""
     rank, expert = (int(i) for i in wrong[0])
     return (
-        f"the counts given to combine by the rank with id {rank} return {returned[rank, expert]} rows of its local expert {expert}, but "
+        f"{name} of the rank with id {rank} returns {returned[rank, expert]} rows of its local expert {expert}, but "
         f"expert_ids and x_active_mask here announce {sent.counts[rank, expert]}: all must be those of one dispatch"
     )
 

@@ -256,6 +256,12 @@ SIZE_LIMITS = (
         PAGE + "global_bs",
         says="globalBS is invalid, only support 0 or maxBs(…) * epWorldSize, …",
     ),
+    holds(
+        "A",
+        f"A * copies <= {MAX_INT32}",
+        f"small enough that the rows' numbers fit int32: A * max(tp_world_size, 1) at most {MAX_INT32}",
+        FORMULA,
+    ),
     one_of(
         "comm_alg",
         ("", "fullmesh", "hierarchy", "fullmesh_v1", "fullmesh_v2", "ccu"),
@@ -325,7 +331,7 @@ HARDWARE_LIMITS = (
     holds(
         "x_active_mask",
         "x_active_mask is None",
-        "None when ranks have different batch sizes",
+        "None (ranks have different batch sizes)",
         PAGE + "x_active_mask",
         on=HARDWARE,
         when="global_bs > BS * ep_world_size",

@@ -59,7 +59,7 @@ _MASK = Tensor(
 )
 
 _ABSENT = ("elastic_info", "performance_info", "tp_world_size", "tp_rank_id", *rows.SPECIAL_NAMES)
-_AS_IN_V2 = ("E_s", "e", "g", "gbs", "max_bs", "A_moe", "A_shared", "all_experts")
+_AS_IN_V2 = ("E_s", "e", "g", "gbs", "max_bs", "A_moe", "A_shared", "copies", "all_experts")
 _SYMBOLS = (
     *rows.without(*_ABSENT, "expert_scales"),
     *(symbol for symbol in rows.SYMBOLS if symbol.name in _AS_IN_V2),
@@ -309,7 +309,7 @@ COMBINE_SETUP = _operator(
         _COMM_QUANT,
         *_COMM,
     ),
-    first_keyword="expert_shard_type",
+    first_keyword="",  # the published page has no keyword-only mark, the schema has one: both ways are taken
     absent=("x_active_mask",),
     rules=(
         _EXPAND_HALF,

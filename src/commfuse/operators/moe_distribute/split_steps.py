@@ -100,7 +100,7 @@ def combine_teardown(call: Call, members: Group, waited_us: list[float]) -> Outp
     flying = in_flight(call.group).popleft()
     returned, packed = _collect(flying, waited_us)
     sent = routes(call, members.index)
-    refuse(call, wrong_counts(returned, sent))
+    refuse(call, wrong_counts(returned, sent, "assist_info_for_combine"))
     outputs = call.outputs()
     rows = arrived(packing.unpack(packed, flying.like))
     outputs["x"].copy_(accumulate.float32_sum(call, rows, sent))

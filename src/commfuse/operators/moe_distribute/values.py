@@ -87,7 +87,7 @@ def _partner(call: Call) -> list[str]:
         return []
     found = []
     if call.partner.size != 2:
-        found.append(f"group_tp: has {call.partner.size} ranks; must have tp_world_size = 2")
+        found.append(f"group_tp = {call['group_tp']!r} has {call.partner.size} ranks: must have tp_world_size = 2")
     elif call.partner.rank != call["tp_rank_id"]:
         found.append(f"tp_rank_id = {call['tp_rank_id']}: must be this process's rank in group_tp = {call.partner.rank}")
     return found
@@ -157,9 +157,18 @@ def _ids(call: Call, shrunk: tuple[int, ...] | None) -> list[str]:
     first_special, end = call["moe_expert_num"], call["all_experts"]
     there = first_special if shrunk is None else shrunk[3]
     known = ((expert_ids >= 0) & (expert_ids < there)) | ((expert_ids >= first_special) & (expert_ids < end))
-    allowed = f"in 0..{end - 1}" if there == first_special else f"in 0..{there - 1} or {first_special}..{end - 1} after shrinking"
-    found = [f"expert_ids[{t}, {k}] = {expert_ids[t, k]}: must be {allowed}" for t, k in _first(~known & taking_part)]
-    return found or _duplicates(expert_ids, taking_part)
+    allowed = f"in 0..{there - 1} (" + ("moe_expert_num)" if shrunk is None else "elastic_info[3], the experts left)")
+    if end > first_special:
+        allowed += f" or in {first_special}..{end - 1} (zero, copy and constant experts)"
+    wrong = ~known & taking_part
+    found = [f"expert_ids[{t}, {k}] = {expert_ids[t, k]}: must be {allowed}" for t, k in _first(wrong)]
+    return found + _more(wrong) or _duplicates(expert_ids, taking_part)
+
+
+def _more(wrong: plan.Flags) -> list[str]:
+    """Say how many findings were not spelled out."""
+    count = int(wrong.sum()) - _SHOWN
+    return [f"... and {count} more of the same kind"] if count > 0 else []
 
 
 def _duplicates(expert_ids: plan.Ints, taking_part: plan.Flags) -> list[str]:
@@ -170,7 +179,7 @@ def _duplicates(expert_ids: plan.Ints, taking_part: plan.Flags) -> list[str]:
     return [
         f"expert_ids[{t}, {order[t, k + 1]}] = {ordered[t, k]}: must differ from expert_ids[{t}, {order[t, k]}] (distinct within a row)"
         for t, k in _first(again)
-    ]
+    ] + _more(again)
 
 
 def _first(where: plan.Flags) -> list[tuple[int, int]]:

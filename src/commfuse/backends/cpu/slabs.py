@@ -1,0 +1,161 @@
+"""Pieces of this process's arena, handed out as tensors and taken back when nobody needs them.
+
+A slab is free again when its tensor is gone and every operation that published it has been consumed by all living peers. Slabs are
+sparse: addresses are reserved for the whole shape, memory only for what is written. What was used last is used first, so that pages
+stay warm.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ... import _core
+
+ADDRESSES = 64 << 30  # bytes of address space reserved for one process
+CONTROL = 4 << 20  # of them for the control blocks of groups
+_TAIL = 1 << 20  # a slab is only looked at for pages behind its used part if they could be this many bytes
+
+
+@dataclass(eq=False, slots=True)
+class Slab:
+    """A range of the arena."""
+
+    offset: int
+    num_bytes: int
+    address: int
+    used: int = 0  # bytes that the backend itself has written
+    readers: list[tuple[Any, int]] = field(default_factory=list)  # (channel, operation) whose peers may be reading it
+
+    def in_use(self) -> bool:
+        """Whether a peer may still read it."""
+        self.readers = [(channel, sequence) for channel, sequence in self.readers if not consumed(channel, sequence)]
+        return bool(self.readers)
+
+
+def consumed(channel: _core.Channel, sequence: int) -> bool:
+    """Whether every living peer has finished reading what operation ``sequence`` published."""
+    if channel.reached(_core.CONSUMED, sequence):
+        return True
+    if not channel.poisoned:
+        return False
+    others = [member for member in channel.active if member != channel.index]
+    return all(channel.counter(member, _core.CONSUMED) >= sequence or not channel.alive(member) for member in others)
+
+
+class _Memory(np.ndarray):  # type: ignore[type-arg]
+    """The memory under one tensor. torch drops it with the tensor's last alias; then its slab comes back."""
+
+    home: deque[Slab] | None = None
+    slab: Slab
+
+    def __del__(self) -> None:
+        if self.home is not None:
+            self.home.append(self.slab)  # at any moment, in any thread: nothing more than an append
+
+
+class Slabs:
+    """The arena of this process and what of it is free."""
+
+    def __init__(self) -> None:
+        self.arena = _core.Arena(ADDRESSES, CONTROL)
+        self._bytes: npt.NDArray[np.uint8] = np.frombuffer(self.arena, dtype=np.uint8)  # type: ignore[call-overload]
+        self._base = self.arena.address
+        self._end = CONTROL
+        self._free: dict[int, list[Slab]] = {}
+        self._waiting: list[Slab] = []  # nobody holds them here, but peers may be reading
+        self._home: deque[Slab] = deque()
+        self._held: dict[int, Slab] = {}  # slabs under tensors, by address
+
+    def take(self, num_bytes: int) -> Slab:
+        """Return a free slab of at least ``num_bytes``; its memory is not there yet (see `populate`).
+
+        Raises:
+            CoreMemoryError: the address space is used up.
+        """
+        self._tidy()
+        size = _size_class(num_bytes)
+        free = self._free.get(size)
+        if free:
+            return free.pop()
+        self.arena.grow(self._end + size)
+        slab = Slab(self._end, size, self._base + self._end)
+        self._end += size
+        return slab
+
+    def staging(self, num_bytes: int) -> Slab:
+        """Return a slab of which the first ``num_bytes`` can be written."""
+        slab = self.take(num_bytes)
+        self.populate(slab, num_bytes)
+        return slab
+
+    def populate(self, slab: Slab, num_bytes: int) -> None:
+        """Make the first ``num_bytes`` of ``slab`` ready to be written.
+
+        Raises:
+            CoreMemoryError: there is not enough memory; nothing has been touched.
+        """
+        self.arena.populate(slab.offset, num_bytes)
+        slab.used = max(slab.used, num_bytes)
+
+    def give(self, slab: Slab) -> None:
+        """Take ``slab`` back; it is handed out again when its readers are done."""
+        if slab.in_use():
+            self._waiting.append(slab)
+            return
+        if slab.num_bytes - slab.used >= _TAIL:
+            self._punch_tail(slab)
+        self._free.setdefault(slab.num_bytes, []).append(slab)
+
+    def tensor(self, slab: Slab, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """Return a tensor over ``slab``, which comes back when the last alias of the tensor is gone."""
+        num_bytes = int(np.prod(shape)) * dtype.itemsize
+        memory = self._bytes[slab.offset : slab.offset + num_bytes].view(_Memory)
+        memory.home, memory.slab = self._home, slab
+        self._held[slab.address] = slab
+        with torch.inference_mode(False):  # a normal tensor, whose changes are counted, wherever the call was made
+            return torch.from_numpy(memory).view(dtype).view(shape)
+
+    def holding(self, tensor: torch.Tensor) -> Slab | None:
+        """Return the slab that ``tensor`` lies in, if it begins where a slab does."""
+        return self._held.get(tensor.data_ptr())
+
+    def _tidy(self) -> None:
+        while self._home:
+            slab = self._home.popleft()
+            del self._held[slab.address]
+            self.give(slab)
+        if self._waiting:
+            waiting, self._waiting = self._waiting, []
+            for slab in waiting:
+                self.give(slab)
+
+    def _punch_tail(self, slab: Slab) -> None:
+        """Give back pages behind the used part, which an operation on a whole buffer may have filled."""
+        first = slab.offset + slab.used
+        tail = slab.offset + slab.num_bytes - first
+        if self.arena.allocated_bytes(first, tail) >= _TAIL:
+            self.arena.punch(first, tail)
+
+
+def _size_class(num_bytes: int) -> int:
+    """Round up to one of eight sizes an octave, in whole pages, so that slabs of similar sizes serve each other."""
+    step = max(_core.PAGE_BYTES, 1 << max(num_bytes.bit_length() - 4, 0))
+    return max(-(-num_bytes // step), 1) * step
+
+
+_of_process: tuple[int, Slabs] | None = None
+
+
+def own() -> Slabs:
+    """Return the slabs of this process (a forked child gets its own)."""
+    global _of_process
+    if _of_process is None or _of_process[0] != os.getpid():
+        _of_process = os.getpid(), Slabs()
+    return _of_process[1]
