@@ -160,22 +160,32 @@ def _listen(announced: Announcement, waited_us: list[float] | None) -> None:
     announced.blocks = blocks
     announced.error = _compare(announced, headers)
     if announced.partner is not None:
-        announced.error = _ask_partner(announced.partner, announced.error)
+        announced.error = ask_partner(announced.partner, announced.error)
 
 
 def _compare(announced: Announcement, headers: torch.Tensor) -> CommfuseError | None:
     if not headers[:, 0].any() and (headers[:, 1] == headers[0, 1]).all():
         return None
-    members = announced.members
-    details = members.gather_objects((announced.broken, dict(announced.mine)), announced.tag)
+    return explain(announced.members, announced.subject, announced.rules, announced.broken, announced.mine, announced.tag)
+
+
+def explain(
+    members: Group, subject: str, rules: str, broken: Sequence[str], mine: Mapping[str, Any], tag: int
+) -> ArgumentError | MismatchError:
+    """Return what is wrong with a call that some rank refuses, or that is not the same everywhere; every member asks, at the same call.
+
+    ``broken``, ``mine``: the rules that this rank's arguments break, and what it believes the call to be.
+    """
+    details = members.gather_objects((broken, dict(mine)), tag)
     stated = [detail for _, detail in details]
     differing = [name for name in ("operator", "call number") if len({str(s[name]) for s in stated}) > 1]
     if not differing and any(broken for broken, _ in details):
-        return ArgumentError(_refusals(announced.subject, announced.rules, members, [broken for broken, _ in details]))
+        return ArgumentError(_refusals(subject, rules, members, [broken for broken, _ in details]))
     return MismatchError(_differences(members, stated, differing))
 
 
-def _ask_partner(partner: Group, error: CommfuseError | None) -> CommfuseError | None:
+def ask_partner(partner: Group, error: CommfuseError | None) -> CommfuseError | None:
+    """Return what stops this rank or its tensor-parallel partner, None if nothing does."""
     theirs = partner.gather_objects(None if error is None else (type(error), str(error)))
     told = [found for found in theirs if found is not None]
     return told[0][0]("\n".join(dict.fromkeys(text for _, text in told))) if told else None

@@ -8,9 +8,8 @@ from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
-from .terminal import knows_blocks
+from .terminal import INDENT, knows_blocks
 
-_INDENT = 2  # of whoever prints the picture
 _EIGHTHS = " ▁▂▃▄▅▆▇█"
 _SHADES, _PLAIN_SHADES = " ░▒▓█", " .:*#"
 _COLD, _HOT = (28, 38, 58), (52, 120, 176)
@@ -23,7 +22,7 @@ def heat_map(counts: Sequence[Sequence[int]], out: Console) -> Text:
     """Return ``counts[source][destination]`` as a square with sums: numbers on shades where they fit, otherwise shades alone."""
     arriving = [sum(column) for column in zip(*counts, strict=True)]
     digits = max(len(str(number)) for number in (*arriving, len(counts)))
-    room = (out.width - _INDENT - 2 * _GUTTER) // len(counts)
+    room = (out.width - INDENT - 2 * _GUTTER) // len(counts)
     width = min(digits + 2, room) if room > digits else 2
     numbered = room > digits
     most = max(map(max, counts))
@@ -38,7 +37,7 @@ def heat_map(counts: Sequence[Sequence[int]], out: Console) -> Text:
 
 def columns(groups: Sequence[Sequence[int]], group_name: str, out: Console) -> Text:
     """Return a column for every count: named groups side by side, in as many rows of groups as the width asks for."""
-    room = out.width - _INDENT - _GUTTER
+    room = out.width - INDENT - _GUTTER
     most = max(map(max, groups))
     longest = max(map(len, groups))
     width = next((width for width in (3, 2) if len(groups) * (longest * width + 1) <= room), 1)

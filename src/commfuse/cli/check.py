@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
-from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
 
 from .. import __version__, config
@@ -154,14 +152,12 @@ def _as_json(args: argparse.Namespace, rows: Sequence[Row], outcomes: Sequence[O
 
 def _draw(rows: Sequence[Row], outcomes: Sequence[Outcome], seconds: float, out: Console) -> None:
     names = ", ".join(_backends(outcomes)) or "no backend"
-    out.print(Text(f"\n{names} against the published formulas", style="bold"))
-    table = Table(box=None, pad_edge=False, padding=(0, 1))
-    for head in ("operator", "cases", "outputs compared", "cases that differ"):
-        table.add_column(Text(head, style="dim"), justify="left" if head == "operator" else "right", header_style="none")
+    out.print(terminal.title(f"{names} against the published formulas"))
+    table = terminal.table("operator", "cases", "outputs compared", "cases that differ")
     for row in rows:
         style = "bold red" if row.failed else "green"
         table.add_row(row.operator, f"{row.cases:,}", f"{row.outputs:,}", Text(f"{len(row.failed):,}", style=style))
-    out.print(Padding(table, (0, 0, 0, 2), expand=False))
+    out.print(terminal.indented(table))
     _draw_problems(_problems(rows, outcomes), out)
     failed = any(row.failed for row in rows)
     word, style = ("FAILED", "bold red") if failed else ("passed", "bold green")
@@ -174,12 +170,12 @@ def _draw_problems(texts: Sequence[tuple[str, str]], out: Console) -> None:
     for case, text in texts:
         cases.setdefault(text, []).append(case)
     if cases:
-        out.print(Text("\nWhat is wrong", style="bold"))
+        out.print(terminal.title("What is wrong"))
     for text, names in itertools.islice(cases.items(), _SHOWN):
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        out.print(Padding(Text.assemble((f"{names[0]}{more}: ", "dim"), text), (0, 0, 0, 2), expand=False))
+        out.print(terminal.indented(Text.assemble((f"{names[0]}{more}: ", "dim"), text)))
     if len(cases) > _SHOWN:
-        out.print(Padding(Text(f"and {len(cases) - _SHOWN} more; --json lists all"), (0, 0, 0, 2), expand=False))
+        out.print(terminal.indented(f"and {len(cases) - _SHOWN} more; --json lists all"))
 
 
 def _list(cases: Sequence[tuple[Family, Any]], as_json: bool) -> None:

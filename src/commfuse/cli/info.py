@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from rich.console import Console
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -136,16 +135,14 @@ def _draw(facts: dict[str, Any], settings: list[InForce], out: Console) -> None:
     )
     _section("This installation", rows, out)
     _section("Backends", {name: _backend_text(name, reasons) for name, reasons in facts["backends"].items()}, out)
-    out.print(Text("\nSettings", style="bold"), _settings_table(settings))
+    out.print(terminal.title("Settings"), terminal.indented(_settings_table(settings)), sep="\n")
 
 
 def _section(title: str, rows: dict[str, Text], out: Console) -> None:
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1))
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column()
+    table = terminal.facts()
     for name, text in rows.items():
         table.add_row(name, text)
-    out.print(Text(f"\n{title}", style="bold"), Padding(table, (0, 0, 0, 2), expand=False), sep="\n")
+    out.print(terminal.title(title), terminal.indented(table), sep="\n")
 
 
 def _product_text(settings: list[InForce]) -> str:
@@ -170,13 +167,11 @@ def _backend_text(name: str, reasons: list[str]) -> Text:
     return Text.assemble(("can run", "green"), ", taken by itself" if name in backends.AUTOMATIC else ", when named")
 
 
-def _settings_table(settings: list[InForce]) -> Padding:
-    table = Table(box=None, pad_edge=False, padding=(0, 1))
-    for head in ("variable", "value", "meaning"):
-        table.add_column(Text(head, style="dim"), header_style="none", no_wrap=head == "variable", ratio=None)
+def _settings_table(settings: list[InForce]) -> Table:
+    table = Table("variable", "value", "meaning", box=None, pad_edge=False, padding=(0, 1), header_style="dim")
     for setting in settings:
-        table.add_row(setting.variable, _value_text(setting), _meaning_text(setting))
-    return Padding(table, (0, 0, 0, 2), expand=False)
+        table.add_row(Text(setting.variable, no_wrap=True), _value_text(setting), _meaning_text(setting))
+    return table
 
 
 def _value_text(setting: InForce) -> Text:

@@ -7,8 +7,13 @@ import json
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.padding import Padding
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+INDENT = 2
 
 
 class Show(Protocol):
@@ -21,6 +26,32 @@ class Show(Protocol):
 def console() -> Console:
     """Return a console for results."""
     return Console(highlight=False, soft_wrap=False)
+
+
+def table(*heads: str) -> Table:
+    """Return a table without lines: names to the left, numbers to the right."""
+    made = Table(box=None, pad_edge=False, padding=(0, 1), header_style="dim")
+    for i, head in enumerate(heads):
+        made.add_column(head, justify="right" if i else "left")
+    return made
+
+
+def facts() -> Table:
+    """Return a table of two columns without heads: a name, and what there is to say."""
+    made = Table(box=None, pad_edge=False, padding=(0, 1), show_header=False)
+    made.add_column(style="dim", no_wrap=True)
+    made.add_column()
+    return made
+
+
+def indented(what: RenderableType) -> Padding:
+    """Return ``what`` two columns to the right."""
+    return Padding(what, (0, 0, 0, INDENT), expand=False)
+
+
+def title(text: str) -> Text:
+    """Return the head of a section, after an empty line."""
+    return Text(f"\n{text}", style="bold")
 
 
 def knows_blocks(out: Console) -> bool:

@@ -143,7 +143,8 @@ def npu_moe_distribute_combine(
         x: [BS, H] expand_x.dtype: the sum of each token's rows, in float32, k ascending, rounded once.
 
     Raises:
-        ArgumentError: an argument breaks a rule, here or on another rank, or what was handed on is not of one dispatch. All ranks raise the same text.
+        ArgumentError: an argument breaks a rule, here or on another rank, or what was handed on from dispatch is not that of one
+            dispatch. All ranks raise the same text.
         MismatchError: ranks disagree on the operator or on an argument that must be equal.
         GroupError: the group does not exist in this process.
         ExchangeError: a peer died or did not answer in time.
@@ -251,7 +252,8 @@ def npu_moe_distribute_combine_add_rms_norm(
         x: [BS, 1, H] expand_x.dtype, the sum with the residual, for the next layer.
 
     Raises:
-        ArgumentError: an argument breaks a rule, here or on another rank, or what was handed on is not of one dispatch. All ranks raise the same text.
+        ArgumentError: an argument breaks a rule, here or on another rank, or what was handed on from dispatch is not that of one
+            dispatch. All ranks raise the same text.
         MismatchError: ranks disagree on the operator or on an argument that must be equal.
         GroupError: the group does not exist in this process.
         ExchangeError: a peer died or did not answer in time.

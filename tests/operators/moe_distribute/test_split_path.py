@@ -59,9 +59,7 @@ class MicroBatch:
         self.back_args, self.sum_args = companions.split_back(self.case, self.rank, self.index, self.dispatched, made)
 
     def combine_setup(self, **changes: Any) -> None:
-        self.placeholder, self.command = commfuse.npu_moe_distribute_combine_setup(
-            **{**self.back_args, **self.domain, **changes}
-        )
+        self.placeholder, self.command = commfuse.npu_moe_distribute_combine_setup(**{**self.back_args, **self.domain, **changes})
 
     def combine_teardown(self, **changes: Any) -> torch.Tensor:
         more = {"quant_expand_x": self.placeholder, "comm_cmd_info": self.command}
@@ -192,9 +190,7 @@ def test_shapes_at_the_size_of_a_real_model(quant_mode: int) -> None:
     num_tokens, top_k, hidden = 32, 8, 256
     where = {"ep_world_size": 16, "ep_rank_id": 0, "moe_expert_num": 16}
     x, ids = torch.empty(num_tokens, hidden).bfloat16(), torch.zeros(num_tokens, top_k, dtype=torch.int32)
-    y, index, command = fake(
-        NAME.format("dispatch_setup"), {"x": x, "expert_ids": ids, "quant_mode": quant_mode, **where}
-    )
+    y, index, command = fake(NAME.format("dispatch_setup"), {"x": x, "expert_ids": ids, "quant_mode": quant_mode, **where})
     assert y == (((288, 256), "bfloat16") if quant_mode == 0 else ((288, 512), "int8"))
     assert (index, command) == (((256,), "int32"), ((4864,), "int32"))
     args = {
@@ -235,11 +231,7 @@ def differences_of_all(rank: int, cases: list[RoundTrip]) -> list[str]:
 
 @pytest.mark.parametrize("world_size", sorted({case.world_size for case in NAMED}))
 def test_bits_of_the_one_shot_path(run_ranks: RunRanks, world_size: int) -> None:
-    cases = [
-        case
-        for case in NAMED
-        if case.world_size == world_size and companions.fits("split", case) and any(case.num_tokens)
-    ]
+    cases = [case for case in NAMED if case.world_size == world_size and companions.fits("split", case) and any(case.num_tokens)]
     assert cases
     assert run_ranks(world_size, with_settings, differences_of_all, cases) == [[]] * world_size
 

@@ -8,6 +8,7 @@ stay warm.
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
@@ -72,6 +73,7 @@ class Slabs:
         self._waiting: list[Slab] = []  # nobody holds them here, but peers may be reading
         self._home: deque[Slab] = deque()
         self._held: dict[int, Slab] = {}  # slabs under tensors, by address
+        self._lock = threading.RLock()  # groups may be used by different threads
 
     def take(self, num_bytes: int) -> Slab:
         """Return a free slab of at least ``num_bytes``; its memory is not there yet (see `populate`).
@@ -79,15 +81,16 @@ class Slabs:
         Raises:
             CoreMemoryError: the address space is used up.
         """
-        self._tidy()
         size = _size_class(num_bytes)
-        free = self._free.get(size)
-        if free:
-            return free.pop()
-        self.arena.grow(self._end + size)
-        slab = Slab(self._end, size, self._base + self._end)
-        self._end += size
-        return slab
+        with self._lock:
+            self._tidy()
+            free = self._free.get(size)
+            if free:
+                return free.pop()
+            self.arena.grow(self._end + size)
+            slab = Slab(self._end, size, self._base + self._end)
+            self._end += size
+            return slab
 
     def staging(self, num_bytes: int) -> Slab:
         """Return a slab of which the first ``num_bytes`` can be written."""
@@ -106,12 +109,13 @@ class Slabs:
 
     def give(self, slab: Slab) -> None:
         """Take ``slab`` back; it is handed out again when its readers are done."""
-        if slab.in_use():
-            self._waiting.append(slab)
-            return
-        if slab.num_bytes - slab.used >= _TAIL:
-            self._punch_tail(slab)
-        self._free.setdefault(slab.num_bytes, []).append(slab)
+        with self._lock:
+            if slab.in_use():
+                self._waiting.append(slab)
+                return
+            if slab.num_bytes - slab.used >= _TAIL:
+                self._punch_tail(slab)
+            self._free.setdefault(slab.num_bytes, []).append(slab)
 
     def tensor(self, slab: Slab, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """Return a tensor over ``slab``, which comes back when the last alias of the tensor is gone."""
@@ -121,6 +125,12 @@ class Slabs:
         self._held[slab.address] = slab
         with torch.inference_mode(False):  # a normal tensor, whose changes are counted, wherever the call was made
             return torch.from_numpy(memory).view(dtype).view(shape)
+
+    def view(self, slab: Slab, begin: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """Return a tensor over a part of ``slab``, for use before the slab is given back."""
+        num_bytes = int(np.prod(shape)) * dtype.itemsize
+        memory = self._bytes[slab.offset + begin : slab.offset + begin + num_bytes]
+        return torch.from_numpy(memory).view(dtype).view(shape)
 
     def holding(self, tensor: torch.Tensor) -> Slab | None:
         """Return the slab that ``tensor`` lies in, if it begins where a slab does."""

@@ -9,13 +9,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.padding import Padding
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from ... import __version__
-from .. import bars
+from .. import bars, terminal
 from .layer import HIDDEN, INNER, TOP_K, Layer, words
 from .rank import Report
 from .verdict import BOUND, INT8_BOUND, Verdict
@@ -97,39 +96,31 @@ def as_json(result: Result) -> dict[str, Any]:
 def draw(result: Result, out: Console) -> None:
     """Print it."""
     layer, first = result.layer, result.reports[0]
-    _title(out, f"An expert-parallel MoE layer over {layer.ranks} process{'es' * (layer.ranks > 1)}")
-    _line(out, f"{layer.all_tokens} tokens ({layer.tokens} per rank), hidden size {HIDDEN}, {_row_type(layer)} rows")
-    _line(out, f"{layer.experts} experts, {layer.experts_per_rank} per rank, the best {TOP_K} for each token; one shared expert")
-    _line(out, f"backend {first.backend} over {first.transport}, torch {torch.__version__} on {platform.machine()}")
-    _title(out, "Rows sent by dispatch: from each rank (down) to each rank (across)")
-    out.print(Padding(bars.heat_map(result.rows_sent, out), (0, 0, 0, 2), expand=False))
-    _title(out, "Rows received by each expert")
-    groups = [report.rows_per_expert for report in result.reports]
-    out.print(Padding(bars.columns(groups, "rank", out), (0, 0, 0, 2), expand=False))
-    _busiest(result, out)
-    _title(out, "Bytes of the rows")
-    out.print(Padding(_bytes_table(result), (0, 0, 0, 2), expand=False))
-    _title(out, "Time")
-    out.print(Padding(_time_table(result), (0, 0, 0, 2), expand=False))
-    _title(out, "Every token against the same layer in one process (float64)")
-    _comparison(result.verdict, out)
+
+    def section(title: str, *parts: RenderableType) -> None:
+        out.print(terminal.title(title), *map(terminal.indented, parts), sep="\n")
+
+    section(
+        f"An expert-parallel MoE layer over {layer.ranks} process{'es' * (layer.ranks > 1)}",
+        Text(f"{layer.all_tokens} tokens ({layer.tokens} per rank), hidden size {HIDDEN}, {_row_type(layer)} rows"),
+        Text(f"{layer.experts} experts, {layer.experts_per_rank} per rank, the best {TOP_K} for each token; one shared expert"),
+        Text(f"backend {first.backend} over {first.transport}, torch {torch.__version__} on {platform.machine()}"),
+    )
+    section("Rows sent by dispatch: from each rank (down) to each rank (across)", bars.heat_map(result.rows_sent, out))
+    per_rank = [report.rows_per_expert for report in result.reports]
+    section("Rows received by each expert", bars.columns(per_rank, "rank", out), _busiest(result))
+    section("Bytes of the rows", _bytes_table(result))
+    section("Time", _time_table(result))
+    section("Every token against the same layer in one process (float64)", _comparison(result.verdict))
     word, style = ("passed", "bold green") if result.verdict.passed else ("FAILED", "bold red")
     out.print(Text.assemble("\n", (word, style), f" after {result.elapsed:.1f} s in all"))
-
-
-def _title(out: Console, text: str) -> None:
-    out.print(Text(f"\n{text}", style="bold"))
-
-
-def _line(out: Console, text: str) -> None:
-    out.print(Padding(Text(text), (0, 0, 0, 2), expand=False))
 
 
 def _row_type(layer: Layer) -> str:
     return "int8" if layer.int8_rows else "bfloat16"
 
 
-def _busiest(result: Result, out: Console) -> None:
+def _busiest(result: Result) -> Text:
     """The mean, and the busiest expert with the words that went there most often."""
     counts, layer = result.rows_per_expert, result.layer
     most = max(range(len(counts)), key=counts.__getitem__)
@@ -140,11 +131,11 @@ def _busiest(result: Result, out: Console) -> None:
         if most in ids and word.isalpha()
     )
     named = ", ".join(f"{word} x{count}" for word, count in visitors.most_common(3))
-    _line(out, f"mean {sum(counts) / len(counts):.0f}, least {min(counts)}, most {counts[most]} (expert {most}: {named})")
+    return Text(f"mean {sum(counts) / len(counts):.0f}, least {min(counts)}, most {counts[most]} (expert {most}: {named})")
 
 
 def _bytes_table(result: Result) -> Table:
-    table = _table("", "rows", "MiB", "between ranks: rows", "MiB")
+    table = terminal.table("", "rows", "MiB", "between ranks: rows", "MiB")
     for name, moved in traffic(result).items():
         table.add_row(
             name,
@@ -157,24 +148,15 @@ def _bytes_table(result: Result) -> Table:
 
 
 def _time_table(result: Result) -> Table:
-    table = _table("", "slowest rank", "mean of the ranks")
+    table = terminal.table("", "slowest rank", "mean of the ranks")
     for name, seconds in result.seconds.items():
         table.add_row(name, f"{max(seconds) * 1e3:.1f} ms", f"{sum(seconds) / len(seconds) * 1e3:.1f} ms")
     return table
 
 
-def _table(*heads: str) -> Table:
-    table = Table(box=None, padding=(0, 1), pad_edge=False)
-    for i, head in enumerate(heads):
-        table.add_column(Text(head, style="dim"), justify="right" if i else "left", header_style="none")
-    return table
-
-
-def _comparison(found: Verdict, out: Console) -> None:
+def _comparison(found: Verdict) -> Table:
     worst = found.difference
-    facts = Table(box=None, padding=(0, 1), pad_edge=False, show_header=False)
-    facts.add_column(style="dim", no_wrap=True)
-    facts.add_column()
+    facts = terminal.facts()
     place = f"rank {worst.rank}, token {worst.token}, column {worst.column}"
     facts.add_row("largest difference", f"{worst.largest:.3g} ({place}; allowed there: {worst.bound_there:.3g})")
     facts.add_row("closest to its bound", f"{worst.closest:.2f} of it")
@@ -189,7 +171,7 @@ def _comparison(found: Verdict, out: Console) -> None:
         )
         facts.add_row("bound", INT8_BOUND)
         facts.add_row("within it", _share(cost.tokens_within, found))
-    out.print(Padding(facts, (0, 0, 0, 2), expand=False))
+    return facts
 
 
 def _share(count: int, found: Verdict) -> str:

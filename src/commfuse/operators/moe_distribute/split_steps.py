@@ -112,7 +112,9 @@ def setup_values(check: Any) -> Any:
 
     def checked(call: Call) -> list[str]:
         if len(in_flight(call.group)) >= DEPTH:
-            return [f"{DEPTH} setups of this group are under way: must have a teardown, the oldest one's first, before the next setup"]
+            return [
+                f"{DEPTH} setups of this group are under way: must have a teardown, the oldest one's first, before the next setup"
+            ]
         found: list[str] = check(call)
         return found
 
@@ -149,10 +151,8 @@ def _order(call: Call) -> list[str]:
 def _changed(call: Call, setup: Call) -> list[str]:
     """Compare the arguments that both halves have; of tensors only what results depend on."""
     found = []
-    for name, value in setup.args.items():
-        given = call.args.get(name)
-        if name not in call.args:
-            continue
+    for name in (name for name in setup.args if name in call.args):
+        value, given = setup.args[name], call.args[name]
         if not isinstance(value, torch.Tensor):
             found += [f"{name} = {given!r}: must be {value!r}, as in {setup.operator.name}"] if given != value else []
         elif (given.shape, given.dtype) != (value.shape, value.dtype):

@@ -1,0 +1,173 @@
+"""Dispatch: publish keys and rows once; pull this rank's rows from every window, in their order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from ... import _core, config
+from ...call import Call
+from ...operators.moe_distribute import dispatch_steps, plan, values
+from . import routing
+from .routing import Routing
+from .session import Session
+from .staging import DTYPES, Staging
+
+KEYS, ROWS, FACTORS, WEIGHTS = range(4)  # segments
+_Outputs = dict[str, torch.Tensor]
+
+
+def dispatch(call: Call, session: Session, waited_us: list[float]) -> tuple[torch.Tensor, ...]:
+    """Carry out npu_moe_distribute_dispatch_v2."""
+    route = routing.of(session, call)
+    sequence, offer = session.begin(call), session.offer(call)
+    staging = _stage(call, session, route)
+    staging.fill(offer)
+    session.channel.publish(sequence, offer)
+    error = session.meet(call, sequence, offer, waited_us)
+    if error is None:
+        outputs = _pull(call, session, route)
+    session.end(sequence)
+    staging.release(sequence)
+    if error is not None:
+        raise error
+    if call.partner is not None:
+        _share(call, outputs, route)
+    dispatch_steps.record_waits(call, session.members, waited_us)
+    return tuple(outputs.values())
+
+
+# --- publish -----------------------------------------------------------------------------------------------------------------
+
+
+def _stage(call: Call, session: Session, route: Routing) -> Staging:
+    """Write what this rank publishes."""
+    num_tokens, hidden, quantised = call["BS"], call["H"], call["quant_mode"] == 2
+    copies = route.width if call["scales"] is not None else 1  # smooth factors belong to an expert: a row for each copy
+    rows = num_tokens * copies
+    staging = Staging(session, (
+        num_tokens * route.width * 4,
+        rows * hidden * (1 if quantised else call["x"].element_size()),
+        rows * 4 if quantised else 0,
+        num_tokens * route.width * 4 if call["expert_scales"] is not None else 0,
+    ))
+    _check_keys(call, route, staging.address(KEYS))
+    if quantised:
+        _quantise(call, route, staging, rows)
+    else:
+        staging.copy_in(ROWS, call["x"])
+    if call["expert_scales"] is not None:
+        weights = staging.view(WEIGHTS, (num_tokens, route.width), torch.float32)
+        weights[:, : call["K"]] = call["expert_scales"]
+        weights[:, call["K"] :] = 0
+    return staging
+
+
+def _check_keys(call: Call, route: Routing, out: int) -> None:
+    ids = call["expert_ids"].contiguous()
+    mask, active = call["x_active_mask"], call["BS"]
+    if mask is not None and mask.ndim == 1:
+        mask, active = None, int(mask.sum())
+    flags = None if mask is None else mask.contiguous()
+    fault = route.check.run(ids.data_ptr(), call["BS"], active, 0 if flags is None else flags.data_ptr(), out)
+    if fault:  # they have been looked at before; somebody changes them meanwhile
+        raise ValueError(f"expert_ids changed during the call: {route.check.bad_key} at pair {route.check.bad_pair}")
+
+
+def _quantise(call: Call, route: Routing, staging: Staging, rows: int) -> None:
+    x: torch.Tensor = call["x"]
+    if x.stride(1) != 1 or (x.stride(0) < call["H"] and len(x) > 1):
+        x = x.contiguous()
+    pick, smooth, smooth_rows, factor_rows = _smooth(call, route, staging)
+    _core.quantise_rows(
+        DTYPES[x.dtype],
+        call["H"],
+        rows,
+        x.data_ptr(),
+        x.stride(0) * x.element_size(),
+        len(x),
+        staging.address(ROWS),
+        staging.address(FACTORS),
+        _at(pick),
+        0 if smooth is None else smooth.data_ptr(),
+        smooth_rows,
+        _at(factor_rows),
+    )
+
+
+def _smooth(call: Call, route: Routing, staging: Staging) -> tuple[Any, torch.Tensor | None, int, Any]:
+    """Return, for each copy, its token and its row of the smooth factors; -1 where no copy is sent."""
+    if call["scales"] is None:
+        return None, None, 0, None
+    smooth: torch.Tensor = call["scales"].contiguous()
+    keys = staging.view(KEYS, (call["BS"], route.width), torch.int32).numpy()
+    tokens = np.broadcast_to(np.arange(len(keys), dtype=np.int32)[:, None], keys.shape)
+    pick = np.ascontiguousarray(np.where(keys < 0, np.int32(-1), tokens))
+    factor_rows = route.factor_rows[keys] + np.int32(len(smooth) - call["moe_expert_num"])
+    return pick, smooth, len(smooth), np.ascontiguousarray(factor_rows)
+
+
+def _at(array: Any) -> int:
+    return 0 if array is None else int(array.ctypes.data)
+
+
+# --- pull --------------------------------------------------------------------------------------------------------------------
+
+
+def _pull(call: Call, session: Session, route: Routing) -> _Outputs:
+    channel, sort = session.channel, route.sort
+    total = sort.run(channel.sources(KEYS))
+    outputs = _allocate(call, session, total)
+    _place_rows(call, session, route, outputs)
+    sort.write_running_counts(outputs["ep_recv_counts"].data_ptr())
+    sort.write_key_counts(outputs["expert_token_nums"].data_ptr(), call["expert_token_nums_type"] == 0)
+    if call["tp_world_size"] == 1:
+        outputs["tp_recv_counts"][0] = total
+    assist = outputs["assist_info_for_combine"]
+    if call["layout"] == "triplets":
+        sort.write_tags(assist.data_ptr())
+    else:
+        index = dispatch_steps.expand_idx(call)
+        assist[: len(index)] = index
+    return outputs
+
+
+def _place_rows(call: Call, session: Session, route: Routing, outputs: _Outputs) -> None:
+    """Copy the rows, and what belongs to them, from every window to their places."""
+    channel, sort, per_pair = session.channel, route.sort, call["scales"] is not None
+    expand_x = outputs["expand_x"]
+    row_bytes = call["H"] * expand_x.element_size()
+    room = len(expand_x) * row_bytes
+    sort.place(channel.sources(ROWS), expand_x.data_ptr(), room, row_bytes, row_bytes, per_pair, session.large_copy)
+    if call["quant_mode"] == 2:
+        factors = outputs["dynamic_scales"]
+        sort.place(channel.sources(FACTORS), factors.data_ptr(), 4 * len(factors), 4, 4, per_pair)
+    if call["expert_scales"] is not None:
+        weights = outputs["expand_scales"]
+        sort.place(channel.sources(WEIGHTS), weights.data_ptr(), 4 * len(weights), 4, 4, True)
+
+
+def _allocate(call: Call, session: Session, total: int) -> _Outputs:
+    """The outputs; expand_x lies in this process's window, so that combine can publish it where it is."""
+    outputs: _Outputs = {}
+    poison = config.get("poison")
+    for row, shape in zip(call.operator.outputs, call.shapes, strict=True):
+        assert shape is not None
+        if row.name == "expand_x" and call.partner is None:
+            made = session.slabs.empty(*shape, rows=len(outputs) if poison else total, whole=poison)
+        else:
+            made = torch.empty(shape[0], dtype=shape[1])
+        outputs[row.name] = made
+        if poison:
+            made.fill_(float("nan") if made.is_floating_point() else 0x7F)
+    return outputs
+
+
+def _share(call: Call, outputs: _Outputs, route: Routing) -> None:
+    """Append the tensor-parallel partner's rows, over the partners' process group."""
+    sums = outputs["ep_recv_counts"].tolist()
+    came = plan.arrivals(plan.counts_from_prefix_sums(sums, route.top.world, route.local_experts))
+    factors = outputs["dynamic_scales"][: came.total] if call["quant_mode"] == 2 else torch.empty(came.total, 0)
+    dispatch_steps._share_with_partner(call, outputs, [outputs["expand_x"][: came.total], factors], came)

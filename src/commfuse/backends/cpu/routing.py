@@ -1,0 +1,82 @@
+"""From experts to keys: who takes part in a call, as the core's integer keys, kept for the next call of the same kind.
+
+MoE expert ``j`` is key ``j``; behind them, key ``experts + q`` is shared-expert rank ``q``. A pair's column is its k, or K+s for the
+copy that goes to shared expert s.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ... import _core
+from ...call import Call
+from ...operators.moe_distribute import values
+from ...operators.moe_distribute.plan import Topology
+from .session import Session
+
+TERM = np.dtype([("address", np.uint64), ("weight", np.float32), ("kind", np.uint32)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Routing:
+    """Keys of one topology as this rank sees them."""
+
+    top: Topology
+    me: int
+    num_keys: int
+    width: int  # columns that are published: K, then one for each shared expert
+    check: _core.KeyCheck
+    sort: _core.KeySort
+    terms: _core.TermPlan
+    factor_rows: npt.NDArray[np.int32]  # of each key, counted from the first MoE expert's row
+    scratch: dict[Any, Any]
+
+    @property
+    def local_experts(self) -> int:
+        """Experts of this rank."""
+        return self.top.local_experts(self.me)
+
+    def term_array(self, num_tokens: int, columns: int) -> npt.NDArray[Any]:
+        """Return an array for the terms of ``num_tokens`` sums; the same one for the next call of this size."""
+        terms: npt.NDArray[Any] | None = self.scratch.get((num_tokens, columns))
+        if terms is None:
+            self.scratch.clear()
+            terms = self.scratch[num_tokens, columns] = np.zeros((num_tokens, columns), TERM)
+        return terms
+
+
+def of(session: Session, call: Call) -> Routing:
+    """Return the routing of ``call``, which has been checked."""
+    top = values.topology(call)
+    key = top, call["K"], call["all_experts"]
+    routing: Routing | None = session.kept.get(key)
+    if routing is None:
+        routing = session.kept[key] = _make(top, session.members.index, call["K"], call["all_experts"])
+    return routing
+
+
+def _make(top: Topology, me: int, top_k: int, all_experts: int) -> Routing:
+    shared = top.shared_experts if top.shared_ranks else 0
+    num_keys = top.experts + top.shared_ranks
+    per_rank = top.experts_per_rank
+    first = top.experts + me if me < top.shared_ranks else (me - top.shared_ranks) * per_rank
+    copies_to = [top.experts + s * top.replicas + me % top.replicas for s in range(shared)]
+    owners = [top.shared_ranks + j // per_rank for j in range(top.experts)] + list(range(top.shared_ranks))
+    slots = [j % per_rank for j in range(top.experts)] + [0] * top.shared_ranks
+    factor_rows = [*range(top.experts), *(q // top.replicas - shared for q in range(top.shared_ranks))]
+    width = top_k + shared
+    return Routing(
+        top=top,
+        me=me,
+        num_keys=num_keys,
+        width=width,
+        check=_core.KeyCheck(top_k, top.experts, top.first_special, all_experts, copies_to),
+        sort=_core.KeySort(width, num_keys, first, first + top.local_experts(me)),
+        terms=_core.TermPlan(width, top_k, top.world, me, owners, slots),
+        factor_rows=np.array(factor_rows, dtype=np.int32),
+        scratch={},
+    )

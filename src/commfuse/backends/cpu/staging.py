@@ -1,0 +1,52 @@
+"""What one call publishes besides tensors that already lie in the window: a slab, cut into the segments of its header."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ... import _core
+from .session import Session
+
+DTYPES = {torch.bfloat16: _core.BF16, torch.float16: _core.FP16, torch.float32: _core.F32}
+_ALIGN = 64
+
+
+class Staging:
+    """Segments of given sizes, one after the other in a slab of this process's window."""
+
+    def __init__(self, session: Session, sizes: Sequence[int]) -> None:
+        """Raises CoreMemoryError when there is not enough memory; nothing has been touched then."""
+        begin, self._begins = 0, []
+        for size in sizes:
+            self._begins.append(begin)
+            begin += -(-size // _ALIGN) * _ALIGN
+        self._sizes = sizes
+        self._session = session
+        self._slab = session.slabs.staging(begin)
+
+    def address(self, segment: int) -> int:
+        """Where ``segment`` begins."""
+        return self._slab.address + self._begins[segment]
+
+    def view(self, segment: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """Return ``segment`` as a tensor; not for use after `release`."""
+        return self._session.slabs.view(self._slab, self._begins[segment], shape, dtype)
+
+    def copy_in(self, segment: int, rows: torch.Tensor) -> None:
+        """Write ``rows`` to ``segment``, without gaps."""
+        if rows.is_contiguous():
+            _core.copy(self.address(segment), rows.data_ptr(), rows.numel() * rows.element_size())
+        else:
+            self.view(segment, tuple(rows.shape), rows.dtype).copy_(rows)
+
+    def fill(self, offer: _core.Offer) -> None:
+        """Name the segments in ``offer``."""
+        for segment, size in enumerate(self._sizes):
+            offer.set_segment(segment, self.address(segment), size)
+
+    def release(self, sequence: int) -> None:
+        """Give the slab back, once every peer has read what call ``sequence`` published."""
+        self._slab.readers.append((self._session.channel, sequence))
+        self._session.slabs.give(self._slab)
