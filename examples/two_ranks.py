@@ -1,6 +1,6 @@
 """Dispatch tokens to their experts on two ranks, and combine what the experts made of them.
 
-    python examples/two_ranks.py
+python examples/two_ranks.py
 """
 
 import torch
@@ -32,12 +32,12 @@ def run(rank: int) -> None:
         y[begin : begin + num_rows] = expand_x[begin : begin + num_rows] * (expert + 1)
         begin += num_rows
 
-    out = torch_npu.npu_moe_distribute_combine_v2(
-        y, expert_ids, assist, counts, weights, group, WORLD_SIZE, rank, MOE_EXPERT_NUM
-    )
+    out = torch_npu.npu_moe_distribute_combine_v2(y, expert_ids, assist, counts, weights, group, WORLD_SIZE, rank, MOE_EXPERT_NUM)
     expected = x.float() * (weights * (expert_ids + 1)).sum(1, keepdim=True)
     difference = (out.float() - expected).abs().max().item()
-    print(f"rank {rank}: expert_token_nums {expert_token_nums.tolist()}, first column of the sums {out[:, 0].tolist()}", flush=True)
+    print(
+        f"rank {rank}: expert_token_nums {expert_token_nums.tolist()}, first column of the sums {out[:, 0].tolist()}", flush=True
+    )
     assert difference <= 2**-7 * expected.abs().max().item(), difference
     dist.destroy_process_group()
 

@@ -62,9 +62,7 @@ def test_fakes_have_the_golden_shapes_and_dtypes_in_every_case() -> None:
 def _fake(operator: str, args: dict[str, Any]) -> list[torch.Tensor]:
     with torch._subclasses.FakeTensorMode() as mode:
         fake = {n: mode.from_tensor(v) if isinstance(v, torch.Tensor) else v for n, v in args.items()}
-        out = getattr(torch.ops.commfuse, operator)(
-            **_named_args(operator, fake, "g"), order=mode.from_tensor(torch_ops.ORDER)
-        )
+        out = getattr(torch.ops.commfuse, operator)(**_named_args(operator, fake, "g"), order=mode.from_tensor(torch_ops.ORDER))
     return list(out) if isinstance(out, (tuple, list)) else [out]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -109,7 +109,7 @@ def test_every_operator_is_opchecked_in_several_forms() -> None:
 
 
 def _experts(
-    rows: Tensor, weight: Tensor, counts: list[int], mm_x: Tensor | None, mm_weight: Tensor | None, group: str
+    rows: Tensor, weight: Tensor, counts: Sequence[int], mm_x: Tensor | None, mm_weight: Tensor | None, group: str
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Grouped matmul there and back, with or without a shared expert and the permuted rows."""
     with_shared = mm_x is not None
@@ -131,7 +131,7 @@ def _linear(rows: Tensor, weight: Tensor, bias: Tensor, group: str) -> tuple[Ten
     return everywhere, gathered
 
 
-def _expert_args(counts: list[int], shared: bool) -> tuple[Any, ...]:
+def _expert_args(counts: Sequence[int], shared: bool) -> tuple[Any, ...]:
     generator = torch.Generator().manual_seed(sum(counts))
     rows = torch.randn(sum(counts), 11, generator=generator).bfloat16()
     weight = torch.randn(len(counts), 11, 13, generator=generator).bfloat16()
@@ -148,6 +148,7 @@ def _linear_args(num_rows: int) -> tuple[Tensor, Tensor, Tensor]:
 CALLS: list[Any] = [
     pytest.param(_experts, [_expert_args([n, 2 * n], False) for n in (3, 4, 8)], id="experts"),
     pytest.param(_experts, [_expert_args([n, 2 * n], True) for n in (3, 4, 8)], id="experts-shared"),
+    pytest.param(_experts, [_expert_args((n, 2 * n), False) for n in (3, 4, 8)], id="experts-tuples"),
     pytest.param(_linear, [_linear_args(n) for n in (3, 4, 8)], id="linear"),
 ]
 

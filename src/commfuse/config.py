@@ -100,6 +100,14 @@ SETTINGS = (
         meaning="longest wait for one peer within a call, in seconds",
     ),
     Setting(
+        name="host",
+        variable="COMMFUSE_HOST",
+        default="",
+        allowed="any text",
+        parse=str,
+        meaning="part of this host's identity: ranks with different values count as on different hosts, which the cpu backend refuses",
+    ),
+    Setting(
         name="const_expert",
         variable="COMMFUSE_CONST_EXPERT",
         default="linear",

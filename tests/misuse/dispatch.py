@@ -358,7 +358,13 @@ PARTNER = [
 IDS = [
     case("id-negative", "expert_ids[2, 1] = -1", "expert_ids[2, 1] = -1", "must be in 0..7"),
     case("id-too-large", "expert_ids[1, 0] = 9  # moe_expert_num is 8", "expert_ids[1, 0] = 9", "must be in 0..7"),
-    case("id-behind-special-experts", "expert_ids[0, 2] = 11", "expert_ids[0, 2] = 11", "must be in 0..7 (moe_expert_num) or in 8..10 (zero, copy and constant experts)", base=SPECIAL),
+    case(
+        "id-behind-special-experts",
+        "expert_ids[0, 2] = 11",
+        "expert_ids[0, 2] = 11",
+        "must be in 0..7 (moe_expert_num) or in 8..10 (zero, copy and constant experts)",
+        base=SPECIAL,
+    ),
     case("ids-wrong-in-many-places", "expert_ids[:] = 99", "expert_ids[0, 0] = 99", "expert_ids[0, 1] = 99", "must be in 0..7"),
     case(
         "id-twice",

@@ -1,4 +1,4 @@
-"""Every rule of dispatch and combine v2 at its ends, and every expression of their rows on valid calls. No ranks are needed.
+"""Every rule of the operators at its ends, and every expression of their rows on valid calls. No ranks are needed.
 
 A misspelt name in a row would not be noticed otherwise: a rule that lacks what it needs counts as not broken.
 """
@@ -20,6 +20,8 @@ from commfuse.call import Call, bind, fake_outputs
 from commfuse.config import A2, A3, PORTABLE
 from commfuse.groups import Group
 from commfuse.operators import OPERATORS
+from commfuse.operators.all_gather_mm.cases import AllReduceCase, BarrierCase, GatherScatterCase
+from commfuse.operators.gmm_alltoallv.cases import GmmCase
 from commfuse.operators.moe_distribute.cases import RoundTrip
 from commfuse.spec.check import broken, violations
 from commfuse.spec.model import Operator, Output, Rule
@@ -46,6 +48,42 @@ VALID: list[tuple[str, RoundTrip]] = [
     (A2, A2_16),
     (A2, A2_16_HIERARCHY),
     (A2, replace(A2_16, id="a2-16-uneven", num_tokens=(2,) * 15 + (1,), global_bs="max")),
+]
+
+# The same for operators that stand alone; the sizes on A3 are those of the published examples.
+_A3_EXPERTS = GmmCase(
+    id="a3", world_size=8, num_experts=4, pattern="uniform", largest=128, H1=2048, N1=16, BS=512, dtype=torch.float16
+)
+_MM: dict[str, dict[str, Any]] = {
+    "plain": {"bias": True},
+    "int8": {"x2_scale": torch.float32, "x1_scale": True, "comm_mode": "aiv"},
+}
+_REDUCE: dict[str, dict[str, Any]] = {
+    "plain": {"bias": True, "x3": True, "rows": (2, 3)},
+    "antiquant": {"antiquant": "row", "antiquant_offset": True},
+    "groups": {"antiquant": "group", "group_size": 100, "antiquant_offset": True},
+    "int8": {"dequant": "column", "pertoken": True, "bias": True, "comm_quant": "row"},
+}
+ALONE: list[tuple[str, str, Any]] = [
+    (PORTABLE, "npu_gmm_alltoallv", GmmCase(id="plain", BS=4, trans_mm_weight=True)),
+    (PORTABLE, "npu_gmm_alltoallv", GmmCase(id="no-shared-expert")),
+    (PORTABLE, "npu_alltoallv_gmm", GmmCase(id="no-shared-expert", operator="alltoallv_gmm")),
+    (PORTABLE, "npu_alltoallv_gmm", GmmCase(id="plain", operator="alltoallv_gmm", BS=4, permute_out_flag=True)),
+    (A3, "npu_gmm_alltoallv", _A3_EXPERTS),
+    (A3, "npu_alltoallv_gmm", replace(_A3_EXPERTS, operator="alltoallv_gmm", trans_gmm_weight=True)),
+    *(
+        (product, f"npu_{operator}", GatherScatterCase(id=name, operator=operator, world_size=8, m=16, k=512, n=64, **more))
+        for product in PRODUCTS
+        for operator in ("all_gather_base_mm", "mm_reduce_scatter_base")
+        for name, more in _MM.items()
+    ),
+    (A3, "npu_all_gather_base_mm", GatherScatterCase(id="32-ranks-aiv", world_size=32, m=1, k=256, n=4, comm_mode="aiv")),
+    *(
+        (product, "npu_mm_all_reduce_base", AllReduceCase(id=name, world_size=8, k=512, **more))
+        for product in PRODUCTS
+        for name, more in _REDUCE.items()
+    ),
+    *((product, "_npu_distribute_barrier", BarrierCase(id="plain", elastic_info=True, time_out=1)) for product in PRODUCTS),
 ]
 
 
@@ -92,7 +130,18 @@ def valid_calls() -> tuple[Bound, ...]:
                 for operator, args in ((DISPATCH, there), (COMBINE, home)):
                     call = bind(operator, args, domain("ep", case.world_size, rank), lambda name: domain(name, 2, 0))
                     found.append(Bound(id=f"{product}-{case.id}-rank-{rank}", operator=operator, product=product, call=call))
-    return tuple(found)
+    return (*found, *calls_alone())
+
+
+def calls_alone() -> Iterator[Bound]:
+    """Every call of ALONE, on the last rank."""
+    for product, name, case in ALONE:
+        operator, rank = OPERATORS[name], case.world_size - 1
+        args = {"input" if key == "self" else key: value for key, value in case.args(rank).items()}
+        args = {row.name: args.get(row.name, getattr(row, "default", None)) for row in operator.args} | {operator.group: "ep"}
+        with commfuse.config.override(product=product):
+            call = bind(operator, args, domain("ep", case.world_size, rank), lambda name: domain(name, 2, 0))
+        yield Bound(id=f"{product}-{case.id}", operator=operator, product=product, call=call)
 
 
 def calls_of(operator: Operator) -> Iterator[Bound]:
@@ -114,7 +163,8 @@ def name_of(rule: Rule) -> str:
     )
 
 
-PAIRS = [(operator, rule) for operator in (DISPATCH, COMBINE) for rule in operator.rules]
+CHECKED = (DISPATCH, COMBINE, *(OPERATORS[name] for name in dict.fromkeys(name for _, name, _ in ALONE)))
+PAIRS = [(operator, rule) for operator in CHECKED for rule in operator.rules]
 EVERY_RULE = pytest.mark.parametrize(
     ("operator", "rule"), [pytest.param(*pair, id=f"{pair[0].name[4:]}-{name_of(pair[1])}") for pair in PAIRS]
 )
@@ -178,12 +228,12 @@ def test_rule_evaluates(operator: Operator, rule: Rule) -> None:
             scope.eval(shown)
 
 
-@pytest.mark.parametrize("operator", [DISPATCH, COMBINE], ids=lambda operator: operator.name)
+@pytest.mark.parametrize("operator", CHECKED, ids=lambda operator: operator.name)
 def test_other_rows_evaluate(operator: Operator) -> None:
     evaluated = {symbol.name: False for symbol in operator.symbols}
     for one in calls_of(operator):
         scope = one.scope()
-        for expression in (*operator.agree, operator.world_size, operator.rank, operator.partner_when):
+        for expression in filter(None, (*operator.agree, operator.world_size, operator.rank, operator.partner_when)):
             scope.eval(expression)
         for output in operator.outputs:
             assert_output(scope, output)
@@ -193,20 +243,26 @@ def test_other_rows_evaluate(operator: Operator) -> None:
                 sizes = next(shape for shape in row.shapes if len(shape) == info.ndim)
                 assert tuple(scope.eval(size) for size in sizes) == info.shape
         for name in evaluated:
-            evaluated[name] |= evaluates(scope, name)
+            evaluated[name] |= evaluates(operator, scope, name)
     assert all(evaluated.values()), evaluated
 
 
 def assert_output(scope: Scope, row: Output) -> None:
-    assert all(scope.eval(size) >= 0 for size in row.shape)
-    assert isinstance(getattr(torch, scope.eval(row.dtype)), torch.dtype)
     assert scope.eval(row.given) in (True, False)
+    if scope.eval(row.given):
+        assert all(size >= 0 for size in scope.sizes(row.shape))
+        assert isinstance(getattr(torch, scope.eval(row.dtype)), torch.dtype)
 
 
-def evaluates(scope: Scope, name: str) -> bool:
-    """Whether the symbol has a value in this call; a name that is not there raises NameError all the same."""
+def evaluates(operator: Operator, scope: Scope, name: str) -> bool:
+    """Whether the symbol has a value in this call; a name that no tensor of the operator defines raises NameError all the same."""
+    absent = {size for row in operator.tensors if scope[row.name] is None for shape in row.shapes for size in shape}
     try:
         scope.eval(name)
     except ZeroDivisionError:
         return False
+    except NameError as error:
+        if error.name in absent:
+            return False
+        raise
     return True

@@ -10,10 +10,11 @@ from ..agreement import agree_on
 from ..errors import BackendError
 from ..groups import Group
 from .base import Backend
+from .cpu import Cpu
 from .portable import Portable
 from .reference import Reference
 
-BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (Portable(), Reference())}
+BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (Portable(), Reference(), Cpu())}
 AUTOMATIC = ("portable",)  # in order of preference; the others only by name
 
 
@@ -38,10 +39,16 @@ def of(members: Group) -> Backend:
 def _choose(members: Group, asked: str) -> Backend:
     names = AUTOMATIC if asked == "auto" else (asked,)
     offer = {name: BACKENDS[name].why_not(members) if name in BACKENDS else [_unknown(name)] for name in names}
+    places = {name: BACKENDS[name].place() if name in BACKENDS else "" for name in names}
     agree_on(members, f"choice of a backend for {asked!r}")
-    offers = members.gather_objects(offer)
+    stated = members.gather_objects((offer, places))
+    offers = [theirs for theirs, _ in stated]
     for name in names:
-        if all(offer.get(name) == [] for offer in offers):
+        where = [there[name] for _, there in stated]
+        if len(set(where)) > 1:
+            for theirs, place in zip(offers, where, strict=True):
+                theirs[name].append(f"the ranks are on different hosts; this one is on {place!r}")
+        if all(theirs[name] == [] for theirs in offers):
             return BACKENDS[name]
     lines = [f"group {members.name!r}: no backend can run its calls on all {len(members.members)} ranks:"]
     for rank, theirs in zip(members.members, offers, strict=True):

@@ -21,6 +21,10 @@ class Backend(Protocol):
         """Return the reasons why this process cannot run ``group``'s calls this way; empty means it can."""
         ...
 
+    def place(self) -> str:
+        """Return where this process is; ranks can use the backend together only if all return the same. Empty: anywhere."""
+        ...
+
     def run(self, call: Call) -> Outputs:
         """Carry out ``call`` together with the other ranks and return this rank's outputs.
 

@@ -17,6 +17,10 @@ class Portable:
         """Nothing is needed beyond the process group itself."""
         return []
 
+    def place(self) -> str:
+        """See `Backend.place`: anywhere."""
+        return ""
+
     def run(self, call: Call) -> Outputs:
         """See `Backend.run`."""
         members = call.group.among(call.operator.alive(call))

@@ -25,6 +25,10 @@ class Reference:
         """Nothing is needed beyond the process group itself."""
         return []
 
+    def place(self) -> str:
+        """See `Backend.place`: anywhere."""
+        return ""
+
     def run(self, call: Call) -> Outputs:
         """See `Backend.run`."""
         members = call.group.among(call.operator.alive(call))

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, TypeAlias
 
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from ._call import call
+
+Counts: TypeAlias = Sequence[int] | npt.NDArray[Any] | Tensor
 
 
 def npu_gmm_alltoallv(
@@ -15,8 +19,8 @@ def npu_gmm_alltoallv(
     gmm_weight: Tensor,
     hcom: str | torch.distributed.ProcessGroup,
     ep_world_size: int,
-    send_counts: Sequence[int],
-    recv_counts: Sequence[int],
+    send_counts: Counts,
+    recv_counts: Counts,
     *,
     send_counts_tensor: Tensor | None = None,
     recv_counts_tensor: Tensor | None = None,
@@ -67,8 +71,8 @@ def npu_alltoallv_gmm(
     gmm_weight: Tensor,
     hcom: str | torch.distributed.ProcessGroup,
     ep_world_size: int,
-    send_counts: Sequence[int],
-    recv_counts: Sequence[int],
+    send_counts: Counts,
+    recv_counts: Counts,
     *,
     send_counts_tensor: Tensor | None = None,
     recv_counts_tensor: Tensor | None = None,

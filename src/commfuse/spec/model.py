@@ -111,7 +111,9 @@ class Operator:
     partner_when: str = "False"
     phase: str = "whole"  # "setup" and "teardown" are the halves of a split operator: a setup waits for nobody
     values: Callable[..., list[str]] = field(default=lambda call: [], repr=False)  # call -> what only its data shows to be broken
-    alive: Callable[..., tuple[int, ...] | None] = field(default=lambda call: None, repr=False)  # call -> who takes part, None: all
+    alive: Callable[..., tuple[int, ...] | None] = field(
+        default=lambda call: None, repr=False
+    )  # call -> who takes part, None: all
     steps: Callable[..., tuple[Any, ...]] = field(repr=False)  # (call, group) -> outputs, over group exchanges
     golden: Callable[..., Any] = field(repr=False)  # all ranks' arguments -> all ranks' (output, valid)
     golden_args: Callable[..., dict[str, Any]] = field(

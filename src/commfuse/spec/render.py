@@ -34,7 +34,9 @@ def arguments(operator: Operator) -> str:
         for row in operator.args
     ]
     head = ("argument", "kind or shape", "dtype", "default", "meaning", "limited on")
-    keywords = f"Keyword-only from {code(operator.first_keyword)} on." if operator.first_keyword else "All positional or by keyword."
+    keywords = (
+        f"Keyword-only from {code(operator.first_keyword)} on." if operator.first_keyword else "All positional or by keyword."
+    )
     return f"{keywords}\n\n{table(head, rows)}"
 
 

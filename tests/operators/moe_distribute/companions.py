@@ -131,10 +131,15 @@ def on_ranks(rank: int, flow: str, cases: list[RoundTrip], settings: dict[str, A
 
 
 def _where(rank: int, case: RoundTrip) -> tuple[int, int, Args] | None:
+    groups_of(case)  # also on a rank that does not call
+    ep, tp = divmod(rank, max(case.tp_world_size, 1))
+    return where(rank, case) if (tp, ep) in case.calls() else None
+
+
+def where(rank: int, case: RoundTrip) -> tuple[int, int, Args]:
+    """EP rank, TP rank and the names of the groups."""
     ep_groups, tp_groups = groups_of(case)
     ep, tp = divmod(rank, max(case.tp_world_size, 1))
-    if (tp, ep) not in case.calls():
-        return None
     names = {"group_ep": ep_groups[tp].group_name}
     if case.tp_world_size == 2:
         names["group_tp"] = tp_groups[ep].group_name

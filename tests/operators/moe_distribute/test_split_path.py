@@ -20,7 +20,7 @@ from commfuse.operators.moe_distribute.cases import NAMED, RoundTrip
 from commfuse.operators.moe_distribute.split_steps import DEPTH
 from tests.conftest import RunRanks
 from tests.operators.moe_distribute import companions
-from tests.operators.moe_distribute.round_trips import experts
+from tests.operators.moe_distribute.halves import MicroBatch, one_shot, same_bits, world
 
 Args = dict[str, Any]
 NAME = "npu_moe_distribute_{}"
@@ -28,69 +28,13 @@ PAIR = RoundTrip(id="pair", world_size=2, num_tokens=(5, 3), global_bs="max", hi
 SETTINGS = {"timeout": 20.0, "poison": True}  # a rank that is left waiting fails the test soon; nobody may read a tail
 
 
-def world() -> str:
-    return str(dist.group.WORLD.group_name)
-
-
-# --- the four calls of one micro-batch -----------------------------------------------------------------------------------------------
-
-
-class MicroBatch:
-    """A case on this rank; each method makes one of the four calls, with the results of those before it."""
-
-    def __init__(self, rank: int, case: RoundTrip) -> None:
-        self.case, self.rank = case, rank
-        self.domain = {"group_ep": world()}
-        self.setup_args, self.teardown_args = companions.split_args(case, rank)
-
-    def dispatch_setup(self, **changes: Any) -> None:
-        self.y, self.index, self.command = commfuse.npu_moe_distribute_dispatch_setup(
-            **{**self.setup_args, **self.domain, **changes}
-        )
-
-    def dispatch_teardown(self, **changes: Any) -> list[torch.Tensor]:
-        args = {**self.teardown_args, **self.domain, "y": self.y, "comm_cmd_info": self.command, **changes}
-        self.dispatched = list(commfuse.npu_moe_distribute_dispatch_teardown(**args))
-        return self.dispatched
-
-    def run_experts(self) -> None:
-        expand_x, scales, assist, nums = self.dispatched
-        made = experts(self.case, self.rank, 0, [expand_x, scales, assist, nums, assist, None, None])
-        self.back_args, self.sum_args = companions.split_back(self.case, self.rank, self.index, self.dispatched, made)
-
-    def combine_setup(self, **changes: Any) -> None:
-        self.placeholder, self.command = commfuse.npu_moe_distribute_combine_setup(**{**self.back_args, **self.domain, **changes})
-
-    def combine_teardown(self, **changes: Any) -> torch.Tensor:
-        more = {"quant_expand_x": self.placeholder, "comm_cmd_info": self.command}
-        return commfuse.npu_moe_distribute_combine_teardown(**{**self.sum_args, **self.domain, **more, **changes})
-
-    def to_the_end(self) -> torch.Tensor:
-        """Everything after dispatch_setup."""
-        self.dispatch_teardown()
-        self.run_experts()
-        self.combine_setup()
-        return self.combine_teardown()
-
-    def all_at_once(self) -> torch.Tensor:
-        self.dispatch_setup()
-        return self.to_the_end()
-
-
-def one_shot(rank: int, case: RoundTrip) -> tuple[Any, torch.Tensor]:
-    """The same through dispatch_v2 and combine_v2."""
-    out = commfuse.npu_moe_distribute_dispatch_v2(**case.dispatch_args(rank), group_ep=world())
-    back = case.combine_args(rank, 0, out, experts(case, rank, 0, out))
-    return out, commfuse.npu_moe_distribute_combine_v2(**back, group_ep=world())
-
-
 def differences(rank: int, case: RoundTrip) -> list[str]:
     """What of the split path has other bits than the one-shot path."""
     batch = MicroBatch(rank, case)
-    x = batch.all_at_once()
+    x = batch.call_all()
     out, wanted = one_shot(rank, case)
     total = case.total_rows(rank, out)
-    expand_x, scales, assist, nums = batch.dispatched
+    expand_x, scales, assist, nums = batch.results["dispatch_teardown"]
     counted = min(len(out[4]), len(assist))
     pairs = {
         "expand_x": (expand_x[:total], out[0][:total]),
@@ -100,12 +44,6 @@ def differences(rank: int, case: RoundTrip) -> list[str]:
         "x": (x, wanted),
     }
     return [f"{case.id}: {name}" for name, (got, expected) in pairs.items() if not same_bits(got, expected)]
-
-
-def same_bits(got: torch.Tensor, expected: torch.Tensor) -> bool:
-    if (got.shape, got.dtype) != (expected.shape, expected.dtype):
-        return False
-    return got.contiguous().view(torch.uint8).equal(expected.contiguous().view(torch.uint8)) if got.numel() else True
 
 
 def with_settings(rank: int, function: Callable[..., Any], *args: Any) -> Any:
@@ -249,8 +187,8 @@ def smooth_tables(rank: int) -> list[bool]:
             (torch.cat([row, moe]), moe if case is alone else torch.cat([row, moe])),
         ):
             batch = MicroBatch(rank, case)
-            batch.dispatch_setup(scales=scales)
-            expand_x, factors, _, _ = batch.dispatch_teardown()
+            batch.call("dispatch_setup", scales=scales)
+            expand_x, factors, _, _ = batch.call("dispatch_teardown")
             args = {**case.dispatch_args(rank), "scales": in_v2}
             out = commfuse.npu_moe_distribute_dispatch_v2(**args, group_ep=world())
             total = case.total_rows(rank, out)
@@ -266,11 +204,11 @@ def int8_rows_in_y(rank: int) -> bool:
     """y in mode 2: int8 rows, each with its factor 32-byte aligned behind it, in the order of the pairs."""
     case = replace(PAIR, id="int8", quant_mode=2, hidden=40)
     batch = MicroBatch(rank, case)
-    batch.dispatch_setup()
-    x, top_k = batch.setup_args["x"], case.top_k
-    pairs = batch.y[: len(x) * top_k]
+    batch.call("dispatch_setup")
+    x, top_k = batch.args["dispatch_setup"]["x"], case.top_k
+    pairs = batch.results["dispatch_setup"][0][: len(x) * top_k]
     factors = pairs[:, 64:68].contiguous().view(torch.float32)
-    batch.to_the_end()
+    batch.call_all("dispatch_teardown")
     wide = pairs[:, :40].float() * factors
     return bool((wide - x.repeat_interleave(top_k, 0).float()).abs().max() <= factors.max() / 2 * 1.01)
 
@@ -282,10 +220,10 @@ def test_rows_in_y_carry_their_factor(run_ranks: RunRanks) -> None:
 def masked_and_shared(rank: int) -> list[bool]:
     case = replace(PAIR, id="masked-shared", num_tokens=(5, 4), mask="1d", seed=3, shared_expert_x=2)
     batch = MicroBatch(rank, case)
-    x = batch.all_at_once()
+    x = batch.call_all()
     _, wanted = one_shot(rank, case)
     mask = case.dispatch_args(rank)["x_active_mask"]
-    without = MicroBatch(rank, replace(case, shared_expert_x=None)).all_at_once()
+    without = MicroBatch(rank, replace(case, shared_expert_x=None)).call_all()
     return [same_bits(x, wanted), not x[~mask].any(), bool(mask.any()), not same_bits(without, x)]
 
 
@@ -302,15 +240,13 @@ def micro_batches(rank: int) -> list[bool]:
     """Two micro-batches in the order in which they overlap best, then the same batches one-shot."""
     cases = [replace(PAIR, seed=seed, num_tokens=tokens) for seed, tokens in ((1, (5, 3)), (2, (2, 5)))]
     a, b = (MicroBatch(rank, case) for case in cases)
-    a.dispatch_setup()
-    b.dispatch_setup()
-    a.dispatch_teardown()
-    a.run_experts()
-    a.combine_setup()
-    b.dispatch_teardown()
-    b.run_experts()
-    b.combine_setup()
-    sums = [a.combine_teardown(), b.combine_teardown()]
+    a.call("dispatch_setup")
+    b.call("dispatch_setup")
+    a.call("dispatch_teardown")
+    a.call("combine_setup")
+    b.call("dispatch_teardown")
+    b.call("combine_setup")
+    sums = [batch.call("combine_teardown")[0] for batch in (a, b)]
     return [same_bits(x, one_shot(rank, case)[1]) for x, case in zip(sums, cases, strict=True)]
 
 
@@ -322,13 +258,13 @@ def fill_the_line(rank: int) -> list[Any]:
     cases = [replace(PAIR, seed=seed) for seed in range(DEPTH + 1)]
     batches = [MicroBatch(rank, case) for case in cases]
     for batch in batches[:DEPTH]:
-        batch.dispatch_setup()
+        batch.call("dispatch_setup")
     texts: list[str] = []
     with refused(texts):
-        batches[DEPTH].dispatch_setup()
-    rows = [batch.dispatch_teardown()[0] for batch in batches[:1]]
-    batches[DEPTH].dispatch_setup()  # there is room again
-    rows += [batch.dispatch_teardown()[0] for batch in batches[1:]]
+        batches[DEPTH].call("dispatch_setup")
+    rows = [batch.call("dispatch_teardown")[0] for batch in batches[:1]]
+    batches[DEPTH].call("dispatch_setup")  # there is room again
+    rows += [batch.call("dispatch_teardown")[0] for batch in batches[1:]]
     same = []
     for case, expand_x in zip(cases, rows, strict=True):
         out, _ = one_shot(rank, case)
@@ -349,23 +285,22 @@ def test_eight_setups_in_flight_and_the_ninth_refused(run_ranks: RunRanks) -> No
 
 def teardown_out_of_order(rank: int) -> list[Any]:
     a, b = (MicroBatch(rank, replace(PAIR, seed=seed)) for seed in (1, 2))
-    a.dispatch_setup()
-    b.dispatch_setup()
+    a.call("dispatch_setup")
+    b.call("dispatch_setup")
     texts: list[str] = []
     with refused(texts):
-        b.dispatch_teardown()
+        b.call("dispatch_teardown")
     wanted = [one_shot(rank, batch.case)[1] for batch in (a, b)]
-    a.dispatch_teardown()
-    b.dispatch_teardown()
+    a.call("dispatch_teardown")
+    b.call("dispatch_teardown")
     with refused(texts):
-        a.dispatch_teardown()  # once more
+        a.call("dispatch_teardown")  # once more
     for batch in (a, b):
-        batch.run_experts()
-        batch.combine_setup()
+        batch.call("combine_setup")
     with refused(texts):
-        b.combine_teardown()
-    got = [a.combine_teardown(), b.combine_teardown()]
-    numbers = [int(batch.command[0]) for batch in (a, b)]
+        b.call("combine_teardown")
+    got = [batch.call("combine_teardown")[0] for batch in (a, b)]
+    numbers = [int(batch.results["combine_setup"][1][0]) for batch in (a, b)]
     return [texts, numbers, [same_bits(*pair) for pair in zip(got, wanted, strict=True)]]
 
 
@@ -380,23 +315,20 @@ def test_teardown_out_of_order_is_refused_and_the_right_one_works(run_ranks: Run
 
 
 def one_shot_between(rank: int) -> list[bool]:
-    """A one-shot call between each setup and its teardown: on rank 0 after the teardown, on rank 1 before it."""
+    """One-shot calls between setup and teardown, and one on rank 0 after the teardown that is before it on rank 1."""
     other = replace(PAIR, seed=9, quant_mode=2)
     batch = MicroBatch(rank, PAIR)
     results: list[torch.Tensor] = []
-    sums: list[torch.Tensor] = []
-    batch.dispatch_setup()
-    results.append(one_shot(rank, other)[1])
-    for step in (batch.dispatch_teardown, lambda: results.append(one_shot(rank, other)[1]))[:: 1 if rank == 0 else -1]:
-        step()
-    batch.run_experts()
-    batch.combine_setup()
-    results.append(one_shot(rank, other)[1])
-    teardown = lambda: sums.append(batch.combine_teardown())  # noqa: E731
-    for step in (teardown, lambda: results.append(one_shot(rank, other)[1]))[:: 1 if rank == 0 else -1]:
-        step()
-    expected = one_shot(rank, PAIR)[1]
-    return [same_bits(sums[0], expected), *(same_bits(one, results[0]) for one in results)]
+    for setup, teardown in (("dispatch_setup", "dispatch_teardown"), ("combine_setup", "combine_teardown")):
+        batch.call(setup)
+        results.append(one_shot(rank, other)[1])
+        if rank == 0:
+            batch.call(teardown)
+        results.append(one_shot(rank, other)[1])
+        if rank == 1:
+            batch.call(teardown)
+    same = [same_bits(one, results[0]) for one in results]
+    return [same_bits(batch.results["combine_teardown"][0], one_shot(rank, PAIR)[1]), *same]
 
 
 def test_one_shot_calls_between_setup_and_teardown(run_ranks: RunRanks) -> None:
@@ -412,28 +344,25 @@ def held_back(rank: int, folder: str, kind: str) -> list[bool]:
     batches = [MicroBatch(rank, replace(PAIR, seed=seed)) for seed in range(3)]
     one_shot(rank, PAIR)  # the first call of a group chooses its backend, all ranks together
     for batch in batches if kind == "combine" else ():
-        batch.dispatch_setup()
-        batch.dispatch_teardown()
-        batch.run_experts()
+        batch.call("dispatch_setup")
+        batch.call("dispatch_teardown")
     dist.barrier()
     if rank == 1:
         with open(gate) as waiting:
             waiting.read()
         note(log, "rank 1 is free")
     for batch in batches:
-        (batch.dispatch_setup if kind == "dispatch" else batch.combine_setup)()
+        batch.call(f"{kind}_setup")
         note(log, f"rank {rank} has posted")
     product = torch.ones(64, 64) @ torch.ones(64, 64)
     note(log, f"rank {rank} has computed {product[0, 0]:g}")
     if rank == 0:
         with open(gate, "w") as opened:
             opened.write("go")
-    for batch in batches if kind == "dispatch" else ():
-        batch.dispatch_teardown()
-    for batch in batches if kind == "dispatch" else ():
-        batch.run_experts()
-        batch.combine_setup()
-    sums = [batch.combine_teardown() for batch in batches]
+    for half in ("dispatch_teardown", "combine_setup") if kind == "dispatch" else ():
+        for batch in batches:
+            batch.call(half)
+    sums = [batch.call("combine_teardown")[0] for batch in batches]
     return [same_bits(x, one_shot(rank, batch.case)[1]) for x, batch in zip(sums, batches, strict=True)]
 
 
@@ -454,52 +383,32 @@ def test_a_setup_returns_while_a_peer_is_held_back(run_ranks: RunRanks, tmp_path
 # --- refusals ----------------------------------------------------------------------------------------------------------------------------
 
 WRONG_TEARDOWNS = {
-    "moe-expert-num": ("dispatch", lambda batch: {"moe_expert_num": 8}, "comm_cmd_info.shape = ("),
-    "global-bs": ("dispatch", lambda batch: {"global_bs": 12}, "global_bs = 12: must be 10, as in "),
-    "quant-mode": ("dispatch", lambda batch: {"quant_mode": 2, "y": batch.y.new_empty(len(batch.y), 512, dtype=torch.int8)},
-                   "quant_mode = 2: must be 0, as in "),
-    "comm-type": ("dispatch", lambda batch: {"comm_type": 2}, "comm_type = 2: must be 0, as in "),
-    "dtype": ("dispatch", lambda batch: {"x": batch.teardown_args["x"].half(), "y": batch.y.half()},
-              "x = float16 ({BS}, 16): must be bfloat16 ({BS}, 16), as in "),
-    "ids": ("dispatch", lambda batch: {"expert_ids": batch.teardown_args["expert_ids"].flip(1)},
-            "expert_ids = other values: must be those given to "),
-    "kind": ("dispatch", lambda batch: {"comm_cmd_info": other_command(batch, 1, 2)}, "comm_cmd_info[1] = 2: must be 1, as "),
-    "group": ("dispatch", lambda batch: {"comm_cmd_info": other_command(batch, 2, 7)}, "comm_cmd_info[2] = 7: must be "),
-    "number": ("combine", lambda batch: {"comm_cmd_info": other_command(batch, 0, 0)},
-               "comm_cmd_info[0] = 0: must be that of a setup under way"),
-    "index": ("combine", lambda batch: {"expand_idx": batch.index + 1}, "expand_idx[0] = 1: must be 0, as dispatch returned it"),
-    "comm-quant-mode": ("combine", lambda batch: {"comm_quant_mode": 2}, "comm_quant_mode = 2: must be 0"),
-}  # type: dict[str, tuple[str, Callable[[MicroBatch], Args], str]]  # fmt: skip
-
-
-def other_command(batch: MicroBatch, place: int, value: int) -> torch.Tensor:
-    command = batch.command.clone()
-    command[place] = value
-    return command
+    "quant_mode": ("dispatch", lambda args: {"quant_mode": 2, "y": args["y"].new_empty(len(args["y"]), 512, dtype=torch.int8)},
+                   "quant_mode = 2: must be 0, as in npu_moe_distribute_dispatch_setup"),
+    "comm_type": ("dispatch", lambda args: {"comm_type": 2}, "comm_type = 2: must be 0, as in "),
+    "x": ("dispatch", lambda args: {"x": args["x"].half(), "y": args["y"].half()}, "x = float16 ({BS}, 16): must be bfloat16 ({BS}, 16)"),
+    "expert_ids": ("dispatch", lambda args: {"expert_ids": args["expert_ids"].flip(1)}, "expert_ids = other values: must be those given"),
+    "global_bs": ("combine", lambda args: {"global_bs": 12}, "global_bs = 12: must be 10, as in npu_moe_distribute_combine_setup"),
+    "expand_idx": ("combine", lambda args: {"expand_idx": args["expand_idx"] + 1}, "expand_idx[0] = 1: must be 0, as dispatch returned it"),
+}  # type: dict[str, tuple[str, Callable[[Args], Args], str]]  # fmt: skip
 
 
 def wrong_teardown(rank: int, name: str) -> list[Any]:
-    half, change, _ = WRONG_TEARDOWNS[name]
+    kind, change, _ = WRONG_TEARDOWNS[name]
+    teardown = f"{kind}_teardown"
     texts: list[str] = []
     batch = MicroBatch(rank, PAIR)
-    batch.dispatch_setup()
-    if half == "dispatch":
-        with refused(texts):
-            batch.dispatch_teardown(**change(batch))
-    batch.dispatch_teardown()
-    batch.run_experts()
-    batch.combine_setup()
-    if half == "combine":
-        with refused(texts):
-            batch.combine_teardown(**change(batch))
-    return [texts[0], same_bits(batch.combine_teardown(), one_shot(rank, PAIR)[1])]
+    batch.call_all(last=f"{kind}_setup")
+    with refused(texts):
+        batch.call(teardown, **change(batch.args[teardown]))
+    return [texts[0], same_bits(batch.call_all(teardown), one_shot(rank, PAIR)[1])]
 
 
 @pytest.mark.parametrize("name", WRONG_TEARDOWNS)
 def test_teardown_with_other_arguments_is_refused_and_the_right_one_works(run_ranks: RunRanks, name: str) -> None:
-    half, _, expected = WRONG_TEARDOWNS[name]
+    kind, _, expected = WRONG_TEARDOWNS[name]
     for rank, (text, same) in enumerate(run_ranks(2, with_settings, wrong_teardown, name)):
-        assert text.startswith(f"npu_moe_distribute_{half}_teardown: refused on rank {rank} of 2:")
+        assert text.startswith(f"npu_moe_distribute_{kind}_teardown: refused on rank {rank} of 2:")
         assert expected.replace("{BS}", str(PAIR.num_tokens[rank])) in text
         assert same
 
@@ -508,40 +417,40 @@ def refused_setup(rank: int, between: str) -> list[Any]:
     """Rank 1 refuses its ids; an earlier operation may be under way, and the others may be in a one-shot call before their teardown."""
     case = replace(PAIR, world_size=3, num_tokens=(3, 3, 3), moe_expert_num=6)
     earlier, batch = (MicroBatch(rank, replace(case, seed=seed)) for seed in (1, 2))
-    earlier.dispatch_setup()
+    earlier.call("dispatch_setup")
     if between == "combine":
-        earlier.dispatch_teardown()
-        earlier.run_experts()
-        earlier.combine_setup()
+        earlier.call("dispatch_teardown")
+        earlier.call("combine_setup")
     texts: list[str] = []
-    ids = batch.setup_args["expert_ids"].clone()
+    ids = batch.args["dispatch_setup"]["expert_ids"].clone()
     ids[1, 0] = 99 if rank == 1 else ids[1, 0]
     if rank == 1:
         with refused(texts):
-            batch.dispatch_setup(expert_ids=ids)
+            batch.call("dispatch_setup", expert_ids=ids)
     else:
-        batch.dispatch_setup()
+        batch.call("dispatch_setup")
     results = [one_shot(rank, case)[1]] if between == "one-shot" else []
     if between == "combine":
-        x = earlier.combine_teardown()
+        (x,) = earlier.call("combine_teardown")
     else:
-        earlier.dispatch_teardown()
+        earlier.call("dispatch_teardown")
     if rank != 1:
         with refused(texts):
-            batch.dispatch_teardown()
+            batch.call("dispatch_teardown")
     if between != "combine":
-        earlier.run_experts()
-        earlier.combine_setup()
-        x = earlier.combine_teardown()
-    results += [one_shot(rank, case)[1], MicroBatch(rank, case).all_at_once()]
+        earlier.call("combine_setup")
+        (x,) = earlier.call("combine_teardown")
+    results += [one_shot(rank, case)[1], MicroBatch(rank, case).call_all()]
     return [texts, same_bits(x, one_shot(rank, earlier.case)[1]), [same_bits(one, results[0]) for one in results]]
 
 
 @pytest.mark.parametrize("between", ["nothing", "combine", "one-shot"])
 def test_a_refused_setup_is_read_on_every_rank(run_ranks: RunRanks, between: str) -> None:
-    case = "npu_moe_distribute_dispatch_setup: refused on rank 1 of 3:\n  expert_ids[1, 0] = 99: must be in 0..5"
+    expected = (
+        "npu_moe_distribute_dispatch_setup: refused on rank 1 of 3:\n  expert_ids[1, 0] = 99: must be in 0..5 (moe_expert_num)"
+    )
     for texts, earlier, same in run_ranks(3, with_settings, refused_setup, between):
-        assert texts == [case]
+        assert texts == [expected]
         assert earlier
         assert all(same)
 
@@ -551,17 +460,17 @@ def different_setups(rank: int, how: str) -> list[Any]:
     batch = MicroBatch(rank, case)
     texts: list[str] = []
     if how == "argument":
-        batch.dispatch_setup(moe_expert_num=4 + 4 * rank)
+        batch.call("dispatch_setup", moe_expert_num=4 + 4 * rank)
         with refused(texts):
-            batch.dispatch_teardown(moe_expert_num=4 + 4 * rank, comm_cmd_info=batch.command)
+            batch.call("dispatch_teardown", moe_expert_num=4 + 4 * rank)
     elif rank == 0:
-        batch.dispatch_setup()
+        batch.call("dispatch_setup")
         with refused(texts):
-            batch.dispatch_teardown()
+            batch.call("dispatch_teardown")
     else:
         with refused(texts):
             one_shot(rank, case)
-    return [texts, same_bits(MicroBatch(rank, case).all_at_once(), one_shot(rank, case)[1])]
+    return [texts, same_bits(MicroBatch(rank, case).call_all(), one_shot(rank, case)[1])]
 
 
 @pytest.mark.parametrize(
@@ -583,19 +492,18 @@ def foreign_counts(rank: int) -> list[Any]:
     """Rank 1 gives combine_setup one row less than it has: the owner of that row reads it, the other rank gets its sums."""
     case = replace(PAIR, num_tokens=(3, 3), top_k=1, routing="one-expert")  # all rows are on expert 0, on rank 0
     batch = MicroBatch(rank, case)
-    batch.dispatch_setup()
-    batch.dispatch_teardown()
-    batch.run_experts()
-    counts = batch.back_args["assist_info_for_combine"].clone()
+    batch.call("dispatch_setup")
+    batch.call("dispatch_teardown")
+    counts = batch.args["combine_setup"]["assist_info_for_combine"].clone()
     if rank == 0:
         counts[1:4] -= 1
     texts: list[str] = []
-    batch.combine_setup(assist_info_for_combine=counts)
+    batch.call("combine_setup", assist_info_for_combine=counts)
     x = torch.empty(0)
     with refused(texts):
-        x = batch.combine_teardown()
+        (x,) = batch.call("combine_teardown")
     expected = one_shot(rank, case)[1]
-    return [texts, same_bits(x, expected), same_bits(MicroBatch(rank, case).all_at_once(), expected)]
+    return [texts, same_bits(x, expected), same_bits(MicroBatch(rank, case).call_all(), expected)]
 
 
 def test_rows_that_do_not_come_back_are_read_by_their_owner(run_ranks: RunRanks) -> None:
@@ -604,7 +512,7 @@ def test_rows_that_do_not_come_back_are_read_by_their_owner(run_ranks: RunRanks)
     assert fine
     assert second == [
         "npu_moe_distribute_combine_teardown: refused on rank 1 of 2:\n"
-        "  the counts given to combine by the rank with id 0 return 2 rows of its local expert 0, but expert_ids and x_active_mask "
+        "  assist_info_for_combine of the rank with id 0 returns 2 rows of its local expert 0, but expert_ids and x_active_mask "
         "here announce 3: all must be those of one dispatch"
     ]
     assert works

@@ -92,6 +92,7 @@ def run(rank, port, backend):
         mesh = dist.init_device_mesh("npu", (2, 2), mesh_dim_names=("dp", "ep"))
         collectives(rank, mesh.get_group("ep"))
         check_names(rank, mesh.get_group("ep"))
+    dist.barrier()  # rank 0 serves the store, which the last groups of the others still need
     dist.destroy_process_group()
     sys.stdout.write(f"groups: rank {rank} done\n")
 

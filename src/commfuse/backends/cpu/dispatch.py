@@ -9,7 +9,7 @@ import torch
 
 from ... import _core, config
 from ...call import Call
-from ...operators.moe_distribute import dispatch_steps, plan, values
+from ...operators.moe_distribute import dispatch_steps, plan
 from . import routing
 from .routing import Routing
 from .session import Session
@@ -23,12 +23,14 @@ def dispatch(call: Call, session: Session, waited_us: list[float]) -> tuple[torc
     """Carry out npu_moe_distribute_dispatch_v2."""
     route = routing.of(session, call)
     sequence, offer = session.begin(call), session.offer(call)
-    staging = _stage(call, session, route)
+    try:
+        staging = _stage(call, session, route)
+    except _core.CoreMemoryError as lack:
+        session.refuse(call, sequence, str(lack))
     staging.fill(offer)
     session.channel.publish(sequence, offer)
     error = session.meet(call, sequence, offer, waited_us)
-    if error is None:
-        outputs = _pull(call, session, route)
+    outputs = _pull(call, session, route) if error is None else {}
     session.end(sequence)
     staging.release(sequence)
     if error is not None:
@@ -47,13 +49,16 @@ def _stage(call: Call, session: Session, route: Routing) -> Staging:
     num_tokens, hidden, quantised = call["BS"], call["H"], call["quant_mode"] == 2
     copies = route.width if call["scales"] is not None else 1  # smooth factors belong to an expert: a row for each copy
     rows = num_tokens * copies
-    staging = Staging(session, (
-        num_tokens * route.width * 4,
-        rows * hidden * (1 if quantised else call["x"].element_size()),
-        rows * 4 if quantised else 0,
-        num_tokens * route.width * 4 if call["expert_scales"] is not None else 0,
-    ))
-    _check_keys(call, route, staging.address(KEYS))
+    staging = Staging(
+        session,
+        (
+            num_tokens * route.width * 4,
+            rows * hidden * (1 if quantised else call["x"].element_size()),
+            rows * 4 if quantised else 0,
+            num_tokens * route.width * 4 if call["expert_scales"] is not None else 0,
+        ),
+    )
+    route.check_keys(call, staging.address(KEYS))
     if quantised:
         _quantise(call, route, staging, rows)
     else:
@@ -63,17 +68,6 @@ def _stage(call: Call, session: Session, route: Routing) -> Staging:
         weights[:, : call["K"]] = call["expert_scales"]
         weights[:, call["K"] :] = 0
     return staging
-
-
-def _check_keys(call: Call, route: Routing, out: int) -> None:
-    ids = call["expert_ids"].contiguous()
-    mask, active = call["x_active_mask"], call["BS"]
-    if mask is not None and mask.ndim == 1:
-        mask, active = None, int(mask.sum())
-    flags = None if mask is None else mask.contiguous()
-    fault = route.check.run(ids.data_ptr(), call["BS"], active, 0 if flags is None else flags.data_ptr(), out)
-    if fault:  # they have been looked at before; somebody changes them meanwhile
-        raise ValueError(f"expert_ids changed during the call: {route.check.bad_key} at pair {route.check.bad_pair}")
 
 
 def _quantise(call: Call, route: Routing, staging: Staging, rows: int) -> None:
@@ -102,7 +96,7 @@ def _smooth(call: Call, route: Routing, staging: Staging) -> tuple[Any, torch.Te
     if call["scales"] is None:
         return None, None, 0, None
     smooth: torch.Tensor = call["scales"].contiguous()
-    keys = staging.view(KEYS, (call["BS"], route.width), torch.int32).numpy()
+    keys = staging.ints(KEYS).reshape(-1, route.width)
     tokens = np.broadcast_to(np.arange(len(keys), dtype=np.int32)[:, None], keys.shape)
     pick = np.ascontiguousarray(np.where(keys < 0, np.int32(-1), tokens))
     factor_rows = route.factor_rows[keys] + np.int32(len(smooth) - call["moe_expert_num"])
@@ -156,7 +150,7 @@ def _allocate(call: Call, session: Session, total: int) -> _Outputs:
     for row, shape in zip(call.operator.outputs, call.shapes, strict=True):
         assert shape is not None
         if row.name == "expand_x" and call.partner is None:
-            made = session.slabs.empty(*shape, rows=len(outputs) if poison else total, whole=poison)
+            made = session.slabs.empty(*shape, rows=shape[0][0] if poison else total)
         else:
             made = torch.empty(shape[0], dtype=shape[1])
         outputs[row.name] = made
@@ -170,4 +164,4 @@ def _share(call: Call, outputs: _Outputs, route: Routing) -> None:
     sums = outputs["ep_recv_counts"].tolist()
     came = plan.arrivals(plan.counts_from_prefix_sums(sums, route.top.world, route.local_experts))
     factors = outputs["dynamic_scales"][: came.total] if call["quant_mode"] == 2 else torch.empty(came.total, 0)
-    dispatch_steps._share_with_partner(call, outputs, [outputs["expand_x"][: came.total], factors], came)
+    dispatch_steps.share_with_partner(call, outputs, [outputs["expand_x"][: came.total], factors], came)

@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-_VARIABLE = "COMMFUSE_HOST"
+from ... import config
 
 
 def missing() -> list[str]:
@@ -30,7 +30,7 @@ def identity() -> str:
     with different values of it are taken to be on different hosts.
     """
     parts = [_read("/proc/sys/kernel/random/boot_id"), _link("/proc/self/ns/pid"), _link("/proc/self/ns/net")]
-    return " ".join([*parts, os.environ.get(_VARIABLE, "")]).strip()
+    return " ".join([*parts, config.get("host")]).strip()
 
 
 def cores() -> int:

@@ -40,6 +40,27 @@ class Routing:
         """Experts of this rank."""
         return self.top.local_experts(self.me)
 
+    @property
+    def first_rows(self) -> list[int]:
+        """Where each owner's keys begin, by owner and key."""
+        shared, per_rank = self.top.shared_ranks, self.top.experts_per_rank
+        return [*range(shared), *range(shared, self.num_keys, per_rank)]
+
+    def check_keys(self, call: Call, out: int) -> None:
+        """Write the keys of this rank's pairs, [BS, width] int32, to address ``out``."""
+        ids, active = call["expert_ids"].contiguous(), call["BS"]
+        flags = mask = call["x_active_mask"]
+        if mask is not None:
+            flags = mask.contiguous() if mask.ndim == 2 else None
+            active = active if mask.ndim == 2 else int(mask.sum())
+        if self.check.run(ids.data_ptr(), call["BS"], active, 0 if flags is None else flags.data_ptr(), out):
+            raise _core.CoreError(f"expert_ids changed during the call: {self.check.bad_key} at pair {self.check.bad_pair}")
+
+    def rows_sent(self, keys: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+        """Return how many of this rank's ``keys`` (flat) are of each, by owner and key: shared-expert ranks, then MoE experts."""
+        counts = np.bincount(keys + 1, minlength=self.num_keys + 1)
+        return counts[1:] if not self.top.shared_ranks else np.roll(counts[1:], self.top.shared_ranks)
+
     def term_array(self, num_tokens: int, columns: int) -> npt.NDArray[Any]:
         """Return an array for the terms of ``num_tokens`` sums; the same one for the next call of this size."""
         terms: npt.NDArray[Any] | None = self.scratch.get((num_tokens, columns))

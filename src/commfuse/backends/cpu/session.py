@@ -12,25 +12,27 @@ import hashlib
 import os
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 import torch
 
 from ... import _core, agreement, config
 from ...call import Call
-from ...errors import BackendError, CommfuseError, ExchangeError, GroupError
+from ...errors import CommfuseError, ExchangeError, GroupError
 from ...groups import Group
 from . import host, slabs
+from .join import DEPTH, windows
 
-DEPTH = 8  # calls that a rank may be ahead of the slowest
-HEADER_BYTES = (_core.RECORD_BYTES + 17 + 127) // 128 * 128  # the core's part, refused or not, digest
 _TAG, _TAGS = 0x30000, 0x10000  # messages that explain a call carry its number
 _SHORT_SPIN_NS = 4000  # where ranks outnumber cores, a spinning rank keeps its peer from running
 _DEAD, _LATE, _LEFT = 1, 2, 3  # why a group is given up
 _POISON_TEXT = 500
+
+
+Path = Callable[[Call, "Session", list[float]], tuple[torch.Tensor, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,7 @@ class Session:
         self.members = members
         self.slabs = slabs.own()
         self.large_copy = host.large_copy()
+        self.paths: dict[str, Path] = {}  # operators that move their rows through windows
         self.kept: dict[Any, Any] = {}  # what operators keep for the next call of the same shape
         self._sequence = 0
         self._offers: dict[Any, _core.Offer] = {}
@@ -56,7 +59,7 @@ class Session:
         self._lent: list[tuple[torch.Tensor, int, int]] = []  # alias, its version, the call that published it
         self._busy = threading.Lock()
         self._pid = os.getpid()
-        self.channel, self._pids = _join(members, self.slabs)
+        self.channel, self._pids = windows(members, self.slabs)
         if len(members.members) > host.cores():
             self.channel.spin_ns = _SHORT_SPIN_NS
 
@@ -70,7 +73,9 @@ class Session:
             GroupError: another thread is in a call of this group, or the process has been forked since the group was joined.
         """
         if os.getpid() != self._pid:
-            raise GroupError(f"{call.operator.name}: group {self.members.name!r} was joined before this process was forked; make a new one")
+            raise GroupError(
+                f"{call.operator.name}: group {self.members.name!r} was joined before this process was forked; make a new one"
+            )
         if not self._busy.acquire(blocking=False):
             raise GroupError(f"{call.operator.name}: another thread is in a call of group {self.members.name!r}; one at a time")
         try:
@@ -138,6 +143,16 @@ class Session:
         if error is not None:
             raise error
 
+    def refuse(self, call: Call, sequence: int, problem: str) -> NoReturn:
+        """Tell the others that this rank cannot carry out call ``sequence``, and raise with them."""
+        refused = replace(call, broken=(problem,))
+        offer = self.offer(refused)
+        self.channel.publish(sequence, offer)
+        error = self.meet(refused, sequence, offer)
+        self.end(sequence)
+        assert error is not None
+        raise error
+
     def announce(self, call: Call) -> None:
         """Tell the others of this call and wait for nobody; `hear` compares it later."""
         sequence, offer = self.begin(call), self.offer(call)
@@ -154,6 +169,10 @@ class Session:
         alias = tensor.detach()
         self._lent.append((alias, alias._version, sequence))
 
+    def take_back(self) -> None:
+        """Forget the loans that every peer is known to have read: their tensors may change again."""
+        self._lent = [loan for loan in self._lent if not self.channel.reached(_core.CONSUMED, loan[2])]
+
     def wait(self, call: Call, line: int, target: int) -> None:
         """Wait for a counter of every other rank.
 
@@ -169,7 +188,9 @@ class Session:
             self._raise_cause(call)
         what = f"{self._who(member)} {'has ended' if kind == _core.DEAD else f'did not come within {timeout:g} s'}"
         progress = self.channel.counter(member, _core.PUBLISHED)
-        text = self._about(call, f"{what}; awaited: {_AWAITED[line].format(target)}; it has entered {progress} calls of this group")
+        text = self._about(
+            call, f"{what}; awaited: {_AWAITED[line].format(target)}; it has entered {progress} calls of this group"
+        )
         if self._stop(_DEAD if kind == _core.DEAD else _LATE, member, text):
             raise ExchangeError(text)
         self._raise_cause(call)
@@ -189,9 +210,7 @@ class Session:
 
     def _explain(self, call: Call, sequence: int) -> CommfuseError:
         mine = {**self._stated(call), "call number": sequence}
-        return agreement.explain(
-            self.members, call.operator.name, call.product, call.broken, mine, _TAG + sequence % _TAGS
-        )
+        return agreement.explain(self.members, call.operator.name, call.product, call.broken, mine, _TAG + sequence % _TAGS)
 
     def _end_loans(self, call: Call) -> None:
         """Forget the tensors that every peer has read; raise if one was changed before that was certain."""
@@ -204,7 +223,7 @@ class Session:
                 )
                 self._stop(_LEFT, self.channel.index, text)
                 raise ExchangeError(text)
-        self._lent = [loan for loan in self._lent if not self.channel.reached(_core.CONSUMED, loan[2])]
+        self.take_back()
 
     def _stop(self, code: int, member: int, text: str) -> bool:
         return self.channel.poison(code, member, text[:_POISON_TEXT])
@@ -249,9 +268,6 @@ def _offer(refused: bool, stated: dict[str, Any]) -> _core.Offer:
     return offer
 
 
-# --- joining -----------------------------------------------------------------------------------------------------------------
-
-
 def of(members: Group) -> Session:
     """Return the session of these ranks; collective where there is none yet.
 
@@ -263,39 +279,3 @@ def of(members: Group) -> Session:
     if session is None:
         session = sessions[members.members] = Session(members)
     return session
-
-
-def _join(members: Group, memory: slabs.Slabs) -> tuple[_core.Channel, list[int]]:
-    """Swap windows with all members; return the channel and every member's process id. Every rank takes part in every step, so that none is left waiting when one fails."""
-    first = members.gather_objects((os.urandom(8), os.urandom(_core.TOKEN_BYTES), host.identity()))
-    _same_host(members, [identity for _, _, identity in first])
-    group_id, token = int.from_bytes(first[0][0], "little"), first[0][1]
-    door = _core.Door(memory.arena)
-    control: int | str
-    try:
-        control = memory.arena.make_control(group_id, HEADER_BYTES, DEPTH)
-    except _core.CoreError as error:
-        control = str(error)
-    there = members.gather_objects((door.name, control, os.getpid()))
-    _all_fine(members, [found if isinstance(found, str) else "" for _, found, _ in there])
-    try:
-        peers = door.exchange(members.index, [name for name, _, _ in there], token, config.get("timeout"))
-        channel: _core.Channel | None = _core.Channel(memory.arena, peers, [offset for _, offset, _ in there], members.index, group_id)
-        problem = ""
-    except _core.CoreError as error:
-        channel, problem = None, str(error)
-    _all_fine(members, members.gather_objects(problem))
-    assert channel is not None
-    return channel, [pid for _, _, pid in there]
-
-
-def _same_host(members: Group, identities: list[str]) -> None:
-    if len(set(identities)) > 1:
-        lines = [f"  rank {rank}: {identity}" for rank, identity in zip(members.members, identities, strict=True)]
-        raise BackendError("\n".join([f"group {members.name!r}: its ranks are on different hosts (boot id, namespaces):", *lines]))
-
-
-def _all_fine(members: Group, problems: list[str]) -> None:
-    if any(problems):
-        lines = [f"  rank {rank}: {text}" for rank, text in zip(members.members, problems, strict=True) if text]
-        raise BackendError("\n".join([f"group {members.name!r}: its windows cannot be shared:", *lines]))

@@ -7,6 +7,7 @@ stay warm.
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections import deque
@@ -50,7 +51,7 @@ def consumed(channel: _core.Channel, sequence: int) -> bool:
     return all(channel.counter(member, _core.CONSUMED) >= sequence or not channel.alive(member) for member in others)
 
 
-class _Memory(np.ndarray):  # type: ignore[type-arg]
+class _Memory(np.ndarray):
     """The memory under one tensor. torch drops it with the tensor's last alias; then its slab comes back."""
 
     home: deque[Slab] | None = None
@@ -66,7 +67,7 @@ class Slabs:
 
     def __init__(self) -> None:
         self.arena = _core.Arena(ADDRESSES, CONTROL)
-        self._bytes: npt.NDArray[np.uint8] = np.frombuffer(self.arena, dtype=np.uint8)  # type: ignore[call-overload]
+        self._bytes: npt.NDArray[np.uint8] = np.frombuffer(memoryview(self.arena), dtype=np.uint8)
         self._base = self.arena.address
         self._end = CONTROL
         self._free: dict[int, list[Slab]] = {}
@@ -117,20 +118,39 @@ class Slabs:
                 self._punch_tail(slab)
             self._free.setdefault(slab.num_bytes, []).append(slab)
 
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype, rows: int) -> torch.Tensor:
+        """Return a tensor in the window of which the first ``rows`` rows can be written.
+
+        Raises:
+            CoreMemoryError: there is not enough memory or address space.
+        """
+        row_bytes = math.prod(shape[1:]) * dtype.itemsize
+        if shape[0] * row_bytes == 0:
+            return torch.empty(shape, dtype=dtype)
+        slab = self.take(shape[0] * row_bytes)
+        self.populate(slab, min(rows, shape[0]) * row_bytes)
+        return self.tensor(slab, shape, dtype)
+
     def tensor(self, slab: Slab, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """Return a tensor over ``slab``, which comes back when the last alias of the tensor is gone."""
-        num_bytes = int(np.prod(shape)) * dtype.itemsize
+        num_bytes = math.prod(shape) * dtype.itemsize
         memory = self._bytes[slab.offset : slab.offset + num_bytes].view(_Memory)
         memory.home, memory.slab = self._home, slab
         self._held[slab.address] = slab
+        if not torch.is_inference_mode_enabled():
+            return torch.from_numpy(memory).view(dtype).view(shape)
         with torch.inference_mode(False):  # a normal tensor, whose changes are counted, wherever the call was made
             return torch.from_numpy(memory).view(dtype).view(shape)
 
     def view(self, slab: Slab, begin: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """Return a tensor over a part of ``slab``, for use before the slab is given back."""
-        num_bytes = int(np.prod(shape)) * dtype.itemsize
+        num_bytes = math.prod(shape) * dtype.itemsize
         memory = self._bytes[slab.offset + begin : slab.offset + begin + num_bytes]
         return torch.from_numpy(memory).view(dtype).view(shape)
+
+    def ints(self, slab: Slab, begin: int, count: int) -> npt.NDArray[np.int32]:
+        """Return ``count`` int32 of a part of ``slab``, for use before the slab is given back."""
+        return self._bytes[slab.offset + begin : slab.offset + begin + 4 * count].view(np.int32)
 
     def holding(self, tensor: torch.Tensor) -> Slab | None:
         """Return the slab that ``tensor`` lies in, if it begins where a slab does."""
@@ -158,6 +178,18 @@ def _size_class(num_bytes: int) -> int:
     """Round up to one of eight sizes an octave, in whole pages, so that slabs of similar sizes serve each other."""
     step = max(_core.PAGE_BYTES, 1 << max(num_bytes.bit_length() - 4, 0))
     return max(-(-num_bytes // step), 1) * step
+
+
+def window_empty(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Return an uninitialised tensor in this process's window: combine publishes it where it lies, without a copy.
+
+    It must stay as it is from that call until the group's next one; take a fresh one for every use. Memory is allocated as it is
+    written.
+
+    Raises:
+        CoreMemoryError: the window's address space is used up.
+    """
+    return own().empty(shape, dtype, rows=0)
 
 
 _of_process: tuple[int, Slabs] | None = None

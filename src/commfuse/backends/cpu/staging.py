@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from ... import _core
@@ -33,6 +35,10 @@ class Staging:
     def view(self, segment: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """Return ``segment`` as a tensor; not for use after `release`."""
         return self._session.slabs.view(self._slab, self._begins[segment], shape, dtype)
+
+    def ints(self, segment: int) -> npt.NDArray[np.int32]:
+        """Return ``segment`` as int32; not for use after `release`."""
+        return self._session.slabs.ints(self._slab, self._begins[segment], self._sizes[segment] // 4)
 
     def copy_in(self, segment: int, rows: torch.Tensor) -> None:
         """Write ``rows`` to ``segment``, without gaps."""

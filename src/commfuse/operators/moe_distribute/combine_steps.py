@@ -37,12 +37,12 @@ def _bring_back(call: Call, members: Group) -> tuple[plan.Routes, torch.Tensor]:
     """Return the routes of this rank's copies and, in the same order, the experts' rows for them."""
     held = held_rows(call, members.index)
     sent = routes(call, members.index)
-    rows = _own_rows(call, members, held)
+    rows = own_rows(call, members, held)
     like = travelling(call, rows, held)
     returned = members.gather(torch.from_numpy(wide_counts(held, sent))).numpy()[:, members.index]  # [expert side, local expert]
     packed = members.all_to_all(packing.pack(like), held.per_rank(), [int(n) for n in returned.sum(1)])
     columns = packing.unpack(packed, like)
-    problem = wrong_counts(returned, sent, "ep_send_counts") or _wrong_places(columns[-1], sent, members.index)
+    problem = wrong_counts(returned, sent, "ep_send_counts") or wrong_places(columns[-1], sent, members.index)
     everyones_verdict(call, members, problem)
     return sent, arrived(columns)
 
@@ -97,7 +97,7 @@ def everyones_verdict(call: Call, members: Group, problem: str) -> None:
     verdict(call, call.partner, problems[0] if problems else "")
 
 
-def _own_rows(call: Call, members: Group, held: plan.Arrivals) -> torch.Tensor:
+def own_rows(call: Call, members: Group, held: plan.Arrivals) -> torch.Tensor:
     """The rows to return; with tensor parallelism both partners' parts of them added up."""
     expand_x: torch.Tensor = call["expand_x"]
     rows = expand_x[: held.total]
@@ -127,7 +127,8 @@ def _disagreeing_counts(call: Call, counts: list[int]) -> str:
     return f"tp_send_counts = {counts}: must be equal on both partners, which hold {both[0]} and {both[1]}"
 
 
-def _wrong_places(triplets: torch.Tensor, sent: plan.Routes, me: int) -> str:
+def wrong_places(triplets: torch.Tensor, sent: plan.Routes, me: int) -> str:
+    """Compare the triplets that came with the rows with the pairs that this rank, ``me``, waits for; '' if they are those."""
     if triplets.shape[1] == 0:
         return ""
     source = np.full_like(sent.token, me)

@@ -29,7 +29,7 @@ def dispatch(call: Call, members: Group, waited_us: list[float]) -> tuple[torch.
     received = fill_rows(call, outputs, packed, like, came)
     _fill_counts(call, outputs, came, members.index)
     if call.partner is not None:
-        _share_with_partner(call, outputs, received, came)
+        share_with_partner(call, outputs, received, came)
     record_waits(call, members, waited_us)
     return tuple(outputs.values())
 
@@ -119,7 +119,7 @@ def _fill_counts(call: Call, outputs: Named, came: plan.Arrivals, rank: int) -> 
         outputs["tp_recv_counts"][0] = came.total
 
 
-def _share_with_partner(call: Call, outputs: Named, received: Sequence[torch.Tensor], came: plan.Arrivals) -> None:
+def share_with_partner(call: Call, outputs: Named, received: Sequence[torch.Tensor], came: plan.Arrivals) -> None:
     """Append the tensor-parallel partner's rows to the own ones."""
     partner = call.partner
     assert partner is not None

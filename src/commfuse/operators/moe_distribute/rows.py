@@ -373,6 +373,7 @@ AGREE = (
     "shared_expert_num",
     "shared_expert_rank_num",
     "global_bs",
+    "BS if global_bs == 0 else None",  # equal batch sizes, unless global_bs says otherwise
     "comm_alg",
     "zero_expert_num",
     "copy_expert_num",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from ...config import A3, PORTABLE
 from ...spec.model import (
     HALF,
     HARDWARE,
@@ -187,6 +188,31 @@ COMBINE = replace(
     golden=goldens.combine,
 )
 
+_NORM_A3 = (
+    "H",
+    "BS",
+    "ep_world_size",
+    "moe_expert_num",
+    "e * ep_world_size",
+    "HCCL_BUFFSIZE",
+    "x_active_mask",
+    "rows",
+    "assist_length",
+)
+
+
+def _on_every_product_or_a3(rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
+    """Of combine v2's rules those that this operator shares: A2 does not have it, and on A3 its arguments are narrower."""
+    return (
+        *(rule for rule in rules if PORTABLE in rule.on),
+        *(
+            replace(rule, on=ON_A3, when="True" if rule.subject == "BS" else rule.when)
+            for rule in rules
+            if PORTABLE not in rule.on and A3 in rule.on and rule.subject in _NORM_A3 and "== 'fullmesh_v2'" not in rule.when
+        ),
+    )
+
+
 COMBINE_ADD_RMS_NORM = replace(
     COMBINE_V2,
     name="npu_moe_distribute_combine_add_rms_norm",
@@ -225,7 +251,7 @@ COMBINE_ADD_RMS_NORM = replace(
     ),
     symbols=(*rows.without("performance_info", "scales"), *rows.SYMBOLS),
     rules=(
-        *COMBINE_V2.rules,
+        *_on_every_product_or_a3(COMBINE_V2.rules),
         *_unused(_NORM_PAGE, "activation_scale", "weight_scale", "group_list"),
         one_of("out_dtype", (0,), _NORM_PAGE + "out_dtype"),
         one_of("group_list_type", (0,), _NORM_PAGE + "group_list_type"),
@@ -243,6 +269,7 @@ COMBINE_ADD_RMS_NORM = replace(
         one_of("shared_expert_num", (1,), _NORM_PAGE + "shared_expert_num", on=ON_A3),
         one_of("shared_expert_rank_num", (0,), _NORM_PAGE + "shared_expert_rank_num", on=ON_A3),
         one_of("comm_quant_mode", (0,), _NORM_PAGE + "comm_quant_mode", on=ON_A3),
+        one_of("comm_alg", ("",), _NORM_PAGE + "comm_alg", on=ON_A3),
     ),
     outputs=(
         Output(

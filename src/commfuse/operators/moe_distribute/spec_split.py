@@ -125,6 +125,7 @@ _AGREE = (
     "shared_expert_num",
     "shared_expert_rank_num",
     "global_bs",
+    "BS if global_bs == 0 else None",
     "comm_type",
     "comm_alg",
     "H",

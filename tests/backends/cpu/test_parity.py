@@ -1,0 +1,50 @@
+"""The cpu backend against the golden: every case and random ones, bit for bit in the valid region."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from commfuse.checking import FAMILIES, Family
+from commfuse.operators.moe_distribute.cases import NAMED, RoundTrip, random_case
+from tests.backends.test_parity import check_all
+from tests.backends.test_parity_companions import check as check_companions
+from tests.backends.test_parity_companions import fitting
+from tests.conftest import RunRanks
+from tests.operators.moe_distribute import companions
+
+from . import core  # noqa: F401 - skips where the core is not built
+
+FAMILY = FAMILIES["moe_distribute"]
+SIZES = sorted({FAMILY.world_size(case) for case in FAMILY.named_cases()})
+OTHERS = [family for family in FAMILIES.values() if family is not FAMILY]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_named_round_trips(run_ranks: RunRanks, size: int) -> None:
+    cases = [case for case in FAMILY.named_cases() if FAMILY.world_size(case) == size]
+    check_all(run_ranks, FAMILY, cases, "cpu")
+
+
+@pytest.mark.parametrize("first", range(5000, 5100, 25))
+def test_random_round_trips(run_ranks: RunRanks, first: int) -> None:
+    check_all(run_ranks, FAMILY, [FAMILY.random_case(seed) for seed in range(first, first + 25)], "cpu")
+
+
+def test_sixteen_ranks(run_ranks: RunRanks) -> None:
+    common: dict[str, Any] = {"world_size": 16, "num_tokens": (6,) * 16, "moe_expert_num": 32, "top_k": 8}
+    cases = [RoundTrip(id="sixteen", **common), RoundTrip(id="sixteen-int8", quant_mode=2, smooth=True, seed=1, **common)]
+    check_all(run_ranks, FAMILY, cases, "cpu")
+
+
+@pytest.mark.parametrize("family", OTHERS, ids=lambda family: family.name)
+def test_families_without_a_window_path(run_ranks: RunRanks, family: Family) -> None:
+    check_all(run_ranks, family, [family.random_case(seed) for seed in range(40)], "cpu")
+
+
+@pytest.mark.parametrize("flow", ["split", "v1", "norm"])
+def test_companions(run_ranks: RunRanks, flow: str) -> None:
+    check_companions(run_ranks, flow, fitting(flow, NAMED), backend="cpu", poison=True)
+    cases = fitting(flow, [companions.adapted(flow, random_case(seed)) for seed in range(1000, 1020)])
+    check_companions(run_ranks, flow, cases, backend="cpu", poison=True)
