@@ -15,6 +15,22 @@ torch.set_num_threads(1)
 RunRanks = Callable[..., list[Any]]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="also more cases of what the short tests cover")
+
+
+def pytest_report_header() -> str:
+    return "random configurations are numbered, and the number is their seed: `commfuse check --case random-17` repeats one"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--long"):
+        short = pytest.mark.skip(reason="more cases of what short tests cover: run with --long (make test-all)")
+        for item in items:
+            if "long" in item.keywords:
+                item.add_marker(short)
+
+
 class _Pool:
     """One set of warm ranks per world size; a set that failed is replaced."""
 

@@ -15,10 +15,18 @@ SIZES = [
 ]
 
 AT_ONCE = 100
-# A family of a single operator has fewer arguments to combine.
-CHUNKS = [
-    (family, first) for family in FAMILIES.values() for first in range(0, 300 if len(family.operators) > 1 else 200, AT_ONCE)
-]
+MORE = 1500  # with --long
+
+
+def chunks() -> list[Any]:
+    """Random cases of each family, some at once; a family of a single operator has fewer arguments to combine."""
+    out = []
+    for family in FAMILIES.values():
+        short = 300 if len(family.operators) > 1 else 200
+        for first in range(0, MORE, AT_ONCE):
+            marks = () if first < short else pytest.mark.long
+            out.append(pytest.param(family, first, marks=marks, id=f"{family.name}-{first}"))
+    return out
 
 
 def check_all(run_ranks: RunRanks, family: Family, cases: Sequence[Any], backend: str) -> None:
@@ -36,6 +44,6 @@ def test_named_cases(run_ranks: RunRanks, backend: str, family: Family, size: in
     check_all(run_ranks, family, cases, backend)
 
 
-@pytest.mark.parametrize(("family", "first"), CHUNKS, ids=[f"{family.name}-{first}" for family, first in CHUNKS])
+@pytest.mark.parametrize(("family", "first"), chunks())
 def test_random_cases(run_ranks: RunRanks, family: Family, first: int) -> None:
     check_all(run_ranks, family, [family.random_case(seed) for seed in range(first, first + AT_ONCE)], "portable")
