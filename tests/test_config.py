@@ -16,6 +16,7 @@ GOOD: dict[str, tuple[str, Any]] = {  # name: what one writes, what it means
     "product": ("a3,warn", Product("A3", warn=True)),
     "backend": ("reference", "reference"),
     "timeout": ("2.5", 2.5),
+    "host": ("rack 7", "rack 7"),
     "const_expert": ("softmax", "softmax"),
     "check": ("1", True),
     "poison": ("1", True),

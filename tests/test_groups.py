@@ -25,6 +25,13 @@ def world_of_one() -> dist.ProcessGroup:
     return dist.group.WORLD
 
 
+@pytest.fixture(autouse=True)
+def no_group_of_others() -> None:
+    """Other tests of this process keep a group of one for their own use."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 @pytest.fixture
 def world() -> Iterator[dist.ProcessGroup]:
     yield world_of_one()

@@ -27,13 +27,13 @@ def of(members: Group) -> Backend:
         BackendError: no backend can run on every rank, or ranks ask for different ones; lists every rank's reasons.
     """
     asked = config.get("backend")
-    chosen: dict[tuple[str, frozenset[int]], Backend] = members.shared.setdefault("backends", {})
+    chosen: dict[frozenset[int], tuple[str, Backend]] = members.shared.setdefault("backends", {})
     who = frozenset(members.members)
-    for (name, ranks), backend in chosen.items():
+    for ranks, (name, backend) in chosen.items():
         if name == asked and who <= ranks:  # what all have chosen holds for those that are left
             return backend
-    chosen[asked, who] = _choose(members, asked)
-    return chosen[asked, who]
+    chosen[who] = asked, _choose(members, asked)  # anew when the setting has changed: one rank alone is found out
+    return chosen[who][1]
 
 
 def _choose(members: Group, asked: str) -> Backend:

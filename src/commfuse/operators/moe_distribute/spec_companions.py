@@ -47,6 +47,9 @@ def _reserved(name: str) -> Tensor:
     return Tensor(name=name, shapes=((),), dtype=("float32",), optional=True, when="False", meaning="reserved; None")
 
 
+_NOT_NEEDED = replace(_reserved("expand_scales"), meaning="dispatch's expand_scales; nothing here depends on it")
+
+
 def _unused(page: str, *names: str) -> tuple[Rule, ...]:
     return tuple(holds(name, f"{name} is None", "None", page + name) for name in names)
 
@@ -232,9 +235,9 @@ COMBINE_ADD_RMS_NORM = replace(
         _reserved("activation_scale"),
         _reserved("weight_scale"),
         _reserved("group_list"),
+        _NOT_NEEDED,
         *_rows(
             COMBINE_V2,
-            "expand_scales",
             "shared_expert_x",
             "elastic_info",
             *rows.SPECIAL_INPUTS,
