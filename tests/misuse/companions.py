@@ -245,7 +245,7 @@ IN_NORM = [
     case(NORM, "out-dtype", "out_dtype = 1", "out_dtype = 1: must be 0"),
     case(NORM, "group-list-type", "group_list_type = 1", "group_list_type = 1: must be 0"),
     case(NORM, "residual-2d", "residual_x = residual_x[:, 0]", "residual_x.shape = (3, 8)", "must be (BS, 1, H), 3-D"),
-    case(NORM, "residual-of-float16-beside-bfloat16", "residual_x = residual_x.half()", "residual_x.dtype = 'float16': must be expand_x.dtype"),
+    case(NORM, "residual-of-float16-beside-bfloat16", "residual_x = residual_x.half()", "residual_x.dtype = 'float16'"),
     case(NORM, "gamma-of-float32-beside-bfloat16", "gamma = gamma.float()", "gamma.dtype = 'float32': must be expand_x.dtype = bfloat16"),
     case(NORM, "gamma-short", "gamma = gamma[:7]", "gamma.shape = (7,)", "= (8,)"),
     case(NORM, "eps-negative", "norm_eps = -1e-6", "norm_eps = -1e-06: must be at least 0"),
