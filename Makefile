@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := CMakeLists.txt $(wildcard csrc/*.cpp csrc/*.h)
 
-.PHONY: help demo test test-all test-core lint docs install clean
+.PHONY: help demo test soak test-all test-core test-core-quick test-aarch64 fuzz model wheel lint bench docs install clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -22,21 +22,65 @@ test: install lint  ## linters, types and all tests
 test-all: install lint  ## also the long tests: more random cases of the same kinds
 	$(BIN)/python -m pytest --long
 
+SECONDS ?= 600
+soak: install  ## random operators on 4 processes, SECONDS=600: every output compared, memory must stay flat
+	$(BIN)/commfuse check --soak $(SECONDS)
+
 test-core: install  ## the C++ core's own tests: plain, with address and undefined-behaviour sanitizers, with the thread sanitizer
-	set -e; for sanitize in "" address,undefined thread; do \
-	    build=build/core-$${sanitize:-plain}; \
-	    $(BIN)/cmake -S . -B $$build -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DCOMMFUSE_TESTS=ON -DCOMMFUSE_SANITIZE=$$sanitize; \
-	    $(BIN)/cmake --build $$build; \
-	    $(BIN)/ctest --test-dir $$build --output-on-failure; \
+	$(call build-core,plain)
+	$(CTEST)/core-plain -LE fuzz
+	$(call build-core,asan,$(ASAN))
+	$(CTEST)/core-asan -j 2
+	$(call build-core,tsan,$(TSAN))
+	$(CTEST)/core-tsan -LE fuzz
+
+test-core-quick: install  ## of these, what finds most: all under the first two sanitizers, threads as ranks under the third
+	$(call build-core,asan,$(ASAN))
+	$(CTEST)/core-asan -j 2
+	$(call build-core,tsan,$(TSAN),--target test_channel)
+	$(CTEST)/core-tsan -R '^channel$$'
+
+test-aarch64: install  ## the core's own tests, cross-compiled for aarch64 and run under qemu
+	@sh tools/check-aarch64.sh
+	$(call build-core,aarch64,-DCMAKE_TOOLCHAIN_FILE=tools/aarch64.cmake)
+	$(CTEST)/core-aarch64 -E fuzz_door  # it maps terabytes of addresses, of which qemu visits every page
+
+# $(call build-core,name,options of cmake,options of the build)
+define build-core
+	$(BIN)/cmake -S . -B build/core-$(1) -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DCOMMFUSE_TESTS=ON $(2)
+	$(BIN)/cmake --build build/core-$(1) $(3)
+endef
+CTEST := $(BIN)/ctest --output-on-failure --test-dir build
+comma := ,
+ASAN := -DCOMMFUSE_SANITIZE=address$(comma)undefined
+TSAN := -DCOMMFUSE_SANITIZE=thread
+
+FUZZ_SECONDS ?= 60
+fuzz: install  ## random bytes for what reads other processes' bytes: four targets, FUZZ_SECONDS=60 each
+	$(call build-core,asan,$(ASAN))
+	set -e; cd build/core-asan; for target in door keys publication terms; do \
+	    ./fuzz_$$target --seconds $(FUZZ_SECONDS) --last fuzz_$$target.last ../../csrc/fuzz/inputs/$$target \
+	        || { echo "The input is in build/core-asan/fuzz_$$target.last" >&2; exit 1; }; \
 	done
+
+model: install  ## every order of events of the windows' protocol, for 2 and 3 ranks, and its mutations
+	$(BIN)/python -m model
+
+wheel: install  ## dist/: a manylinux wheel for this machine, tried in a fresh environment, and the sdist
+	sh tools/wheel.sh $(BIN) $(TORCH_INDEX)
 
 lint: install  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+bench: install  ## every case side by side with gloo, MPI (into .venv, with the extra) and the memory's own limit
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pip install --disable-pip-version-check -q --no-build-isolation -e '.[bench]'
+	$(BIN)/commfuse bench
+
 docs: install  ## write the generated parts of docs/ anew
 	$(BIN)/python -m commfuse.spec.docs
+	$(BIN)/python -m tests.misuse.page
 
 install: $(VENV)/ready  ## .venv with the pinned versions and this package
 

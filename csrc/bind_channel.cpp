@@ -65,9 +65,14 @@ void set_body(Offer& self, nb::bytes body, uint32_t agreed_bytes) {
   self.agreed_bytes = agreed_bytes;
 }
 
-std::tuple<int, int, int, int, std::string> cause(const Channel& self) {
+// The text was cut at a byte, by another process: it need not be whole UTF-8.
+nb::object to_text(const std::string& bytes) {
+  return nb::steal(PyUnicode_DecodeUTF8(bytes.data(), static_cast<Py_ssize_t>(bytes.size()), "replace"));
+}
+
+std::tuple<int, int, int, int, nb::object> cause(const Channel& self) {
   const Poison poison = self.cause();
-  return {poison.epoch, poison.code, poison.subject, poison.finder, self.cause_text()};
+  return {poison.epoch, poison.code, poison.subject, poison.finder, to_text(self.cause_text())};
 }
 
 }  // namespace

@@ -86,7 +86,7 @@ void bind_keys(nb::module_& module) {
   nb::class_<KeyCheck>(module, "KeyCheck")
       .def(nb::init<int, int64_t, int64_t, int64_t, std::vector<int32_t>>(), "width"_a, "num_keys"_a, "first_special"_a,
            "end_special"_a, "extra_keys"_a = std::vector<int32_t>())
-      .def("run", &check_keys, "raw"_a, "num_rows"_a, "active_rows"_a, "mask"_a, "out"_a, NoGil())
+      .def("run", &check_keys, "raw"_a, "num_rows"_a, "active_rows"_a, "mask"_a, "out"_a)
       .def_ro("bad_pair", &KeyCheck::bad_pair)
       .def_ro("bad_key", &KeyCheck::bad_key)
       .def_prop_ro("out_width", &KeyCheck::out_width);
@@ -119,6 +119,8 @@ void bind_keys(nb::module_& module) {
 
 void bind_rows(nb::module_& module) {
   bind_keys(module);
+  module.def("last_sum", [](uint64_t sums, int64_t num_sums) { return last_sum(pointer<const int32_t>(sums), num_sums); }, "sums"_a,
+             "num_sums"_a);
   module.def("copy", &copy, "out"_a, "source"_a, "num_bytes"_a, "nt_bytes"_a = 0, NoGil());
   module.def("gather_rows", &gather, "out"_a, "out_stride"_a, "source"_a, "source_bytes"_a, "stride"_a, "index"_a, "num_rows"_a,
              "row_bytes"_a, "nt_bytes"_a = 0, NoGil());
@@ -136,7 +138,7 @@ void bind_rows(nb::module_& module) {
       {"TERM_NOTHING", Term::nothing}, {"TERM_ROW", Term::row}, {"TERM_F32_ROW", Term::f32_row},
       {"KEY_OUT_OF_RANGE", KeyCheck::out_of_range}, {"KEY_DUPLICATE", KeyCheck::duplicate},
       {"FAULT_KEY", TermPlan::key}, {"FAULT_COUNT", TermPlan::count}, {"FAULT_TAG", TermPlan::tag},
-      {"FAULT_BOUNDS", TermPlan::bounds}};
+      {"FAULT_BOUNDS", TermPlan::bounds}, {"FAULT_REST", TermPlan::rest}};
   for (const auto& [name, value] : constants) module.attr(name) = value;
 }
 

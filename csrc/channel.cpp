@@ -8,8 +8,33 @@
 
 namespace commfuse {
 
+namespace {
+
+bool are_sizes(uint32_t header_bytes, uint32_t depth) {
+  return header_bytes >= sizeof(Record) && header_bytes % kLineBytes == 0 && header_bytes <= (1u << 20) && depth >= 1 &&
+         depth <= 1024;
+}
+
+struct Sizes {
+  uint32_t header_bytes, depth;
+};
+
+// What a member's block says of itself, read once: its peers can write to it at any time.
+Sizes sizes_of(const Mapping& window, uint64_t offset, uint64_t group_id, int member) {
+  const auto* control = reinterpret_cast<const Control*>(window.control_at(offset, sizeof(Control)));
+  if (__atomic_load_n(&control->layout, __ATOMIC_ACQUIRE) != kLayout || control->group_id != group_id)
+    fail("member %d has no control block of this group there", member);
+  const Sizes sizes{__atomic_load_n(&control->header_bytes, __ATOMIC_RELAXED), __atomic_load_n(&control->depth, __ATOMIC_RELAXED)};
+  if (!are_sizes(sizes.header_bytes, sizes.depth))
+    fail("member %d has headers of %u bytes, %u deep", member, sizes.header_bytes, sizes.depth);
+  window.control_at(offset, control_size(sizes.header_bytes, sizes.depth));
+  return sizes;
+}
+
+}  // namespace
+
 uint64_t Channel::make_control(Arena& arena, uint64_t group_id, uint32_t header_bytes, uint32_t depth) {
-  if (header_bytes < sizeof(Record) || header_bytes % kLineBytes || header_bytes > (1u << 20) || depth < 1 || depth > 1024)
+  if (!are_sizes(header_bytes, depth))
     fail("headers of %u bytes, %u deep: at least %zu, a multiple of %zu; 1 to 1024 deep", header_bytes, depth,
          sizeof(Record), kLineBytes);
   const uint64_t bytes = control_size(header_bytes, depth), offset = arena.take_control(bytes);
@@ -28,25 +53,22 @@ Channel::Channel(std::shared_ptr<Arena> arena, const std::vector<std::shared_ptr
   if (offsets.size() != peers.size() || index < 0 || index >= num_members || num_members > 0xffff)
     fail("member %d of %d with %zu control blocks", index, num_members, offsets.size());
   own_offset_ = offsets[static_cast<size_t>(index)];
+  const Sizes own_sizes = sizes_of(*arena_, own_offset_, group_id, index);
+  header_bytes_ = own_sizes.header_bytes;
+  depth_ = own_sizes.depth;
   for (int i = 0; i < num_members; i++) {
     const auto& peer = peers[static_cast<size_t>(i)];
     if ((peer == nullptr) != (i == index)) fail("member %d: every member but this one needs a peer", i);
     const std::shared_ptr<Mapping> window = peer ? peer : arena_;
-    auto* control = reinterpret_cast<Control*>(window->control_at(offsets[static_cast<size_t>(i)], sizeof(Control)));
-    if (control->layout != kLayout || control->group_id != group_id)
-      fail("member %d has no control block of this group there", i);
-    window->control_at(offsets[static_cast<size_t>(i)], control_size(control->header_bytes, control->depth));
-    members_.push_back({window, control});
+    const uint64_t offset = offsets[static_cast<size_t>(i)];
+    const Sizes sizes = sizes_of(*window, offset, group_id, i);
+    if (sizes.header_bytes != header_bytes_ || sizes.depth != depth_) fail("member %d has headers of another size", i);
+    members_.push_back({window, reinterpret_cast<Control*>(window->control_at(offset, sizeof(Control)))});
     active_.push_back(i);
   }
   own_ = members_[static_cast<size_t>(index)].control;
-  header_bytes_ = own_->header_bytes;  // copies: peers can write to the block
-  depth_ = own_->depth;
-  for (const Member& other : members_) {
-    if (other.control->header_bytes != header_bytes_ || other.control->depth != depth_)
-      fail("member %d has headers of another size", int(&other - members_.data()));
+  for (const Member& other : members_)  // last, when nothing can fail any more: a failed one must not count as attached
     if (other.control != own_) other.control->attached.fetch_add(1, std::memory_order_acq_rel);
-  }
   for (int i = 0; i < kSegments; i++) sources_.push_back(std::make_shared<Sources>(num_members));
   watches_.reserve(members_.size());
 }
@@ -207,7 +229,8 @@ bool Channel::alive(int index) const {
   return member(index).window->alive();
 }
 
-// Member 0's block decides which cause is the first, dead or not: its memory stays mapped. Then all get the winner.
+// Member 0's block decides which cause is the first, dead or not: its memory stays mapped. Then all get the winner, and
+// only then is anybody woken: a sleeper reads its own word, and may sleep on the counter of any member.
 bool Channel::poison(uint16_t code, uint16_t subject, const std::string& text) {
   member(index_);
   std::atomic<uint64_t>& arbiter = members_[0].control->poison.value;
@@ -219,15 +242,16 @@ bool Channel::poison(uint16_t code, uint16_t subject, const std::string& text) {
   }
   bool is_first = false;
   while (winner < poison_from() && !is_first)
-    is_first = arbiter.compare_exchange_weak(winner, mine, std::memory_order_acq_rel, std::memory_order_acquire);
+    is_first = arbiter.compare_exchange_weak(winner, mine, std::memory_order_seq_cst, std::memory_order_acquire);
   if (is_first) winner = mine;
   for (Member& other : members_) {
     std::atomic<uint64_t>& word = other.control->poison.value;
-    for (uint64_t old = word.load(std::memory_order_acquire); old >> 48 < winner >> 48 || old == 0;)
-      if (word.compare_exchange_weak(old, winner, std::memory_order_acq_rel, std::memory_order_acquire)) break;
+    for (uint64_t old = word.load(std::memory_order_seq_cst); old >> 48 < winner >> 48 || old == 0;)
+      if (word.compare_exchange_weak(old, winner, std::memory_order_seq_cst, std::memory_order_seq_cst)) break;
+  }
+  for (Member& other : members_)
     for (Line& line : other.control->lines)
       if (line.waiters.load(std::memory_order_seq_cst) != 0) nudge(line);
-  }
   return is_first;
 }
 

@@ -9,7 +9,7 @@ namespace commfuse {
 // Twice a usual cache line: neighbouring lines are fetched in pairs on x86, and some aarch64 machines have 128.
 constexpr uint64_t kLineBytes = 128;
 constexpr uint64_t kTextBytes = 512;
-constexpr uint64_t kPostBytes = 256;
+constexpr uint64_t kPostBytes = 1024;
 constexpr int kSegments = 6;
 
 static_assert(std::atomic<uint64_t>::is_always_lock_free && std::atomic<uint32_t>::is_always_lock_free,
@@ -54,7 +54,7 @@ struct Control {
 };
 static_assert(sizeof(Control) % kLineBytes == 0);
 
-constexpr uint64_t kLayout = 0x636f6d6d66000001;  // raise the last digits whenever a struct above changes
+constexpr uint64_t kLayout = 0x636f6d6d66000002;  // raise the last digits whenever a struct above changes
 
 inline uint64_t control_size(uint32_t header_bytes, uint32_t depth) {
   return sizeof(Control) + uint64_t(header_bytes) * depth;

@@ -26,12 +26,21 @@ KeyCheck::Fault KeyCheck::check_row(const int32_t* raw, const uint8_t* mask, int
   return none;
 }
 
+void KeyCheck::write_row(const int32_t* raw, const uint8_t* mask, int32_t* out) const {
+  bool takes_part = false;
+  for (int column = 0; column < width_; column++) {
+    if (mask && !mask[column]) continue;
+    takes_part = true;
+    if (raw[column] < num_keys_) out[column] = raw[column];
+  }
+  if (takes_part) std::copy(extra_keys_.begin(), extra_keys_.end(), out + width_);
+}
+
 bool KeyCheck::run(const int32_t* raw, int64_t num_rows, int64_t active_rows, const uint8_t* mask, int32_t* out) {
   fault = none;
   bad_pair = -1;
-  for (int64_t row = 0; row < num_rows; row++, out += out_width()) {
-    std::fill(out, out + out_width(), -1);
-    if (row >= active_rows) continue;
+  if (out) std::fill(out, out + num_rows * out_width(), -1);
+  for (int64_t row = 0; row < std::min(num_rows, active_rows); row++) {
     const int32_t* keys = raw + row * width_;
     const uint8_t* flags = mask ? mask + row * width_ : nullptr;
     int column = 0;
@@ -40,15 +49,18 @@ bool KeyCheck::run(const int32_t* raw, int64_t num_rows, int64_t active_rows, co
       bad_key = keys[column];
       return false;
     }
-    bool takes_part = false;
-    for (column = 0; column < width_; column++) {
-      if (flags && !flags[column]) continue;
-      takes_part = true;
-      if (keys[column] < num_keys_) out[column] = keys[column];
-    }
-    if (takes_part) std::copy(extra_keys_.begin(), extra_keys_.end(), out + width_);
+    if (out) write_row(keys, flags, out + row * out_width());
   }
   return true;
+}
+
+int32_t last_sum(const int32_t* sums, int64_t num_sums) {
+  int32_t last = 0;
+  for (int64_t i = 0; i < num_sums; i++) {
+    if (sums[i] < last) return -1;
+    last = sums[i];
+  }
+  return last;
 }
 
 KeySort::KeySort(int width, int64_t num_keys, int64_t first, int64_t end)
@@ -189,6 +201,17 @@ TermPlan::Fault TermPlan::locate(const Input& input, int64_t pair, Term& term) {
   return none;
 }
 
+// After all pairs have found their rows: every block of this rank must be used up, also those that no pair asked for.
+TermPlan::Fault TermPlan::find_rest(const Input& input) {
+  for (size_t k = 0; k < owners_.size(); k++) {
+    bad_owner = owners_[k];
+    if (next_[k] < 0)
+      if (const Fault wrong = start(input, static_cast<int32_t>(k)); wrong != none) return wrong;
+    if (next_[k] != stop_[k]) return rest;
+  }
+  return none;
+}
+
 bool TermPlan::run(const Input& input, Term* out, int64_t terms_per_row) {
   input.items->check_process();
   if (terms_per_row < width_ || input.stride == 0 || input.items->size() != num_sources_ ||
@@ -196,6 +219,7 @@ bool TermPlan::run(const Input& input, Term* out, int64_t terms_per_row) {
     fail("terms: %zd a row for a width of %d, stride %zu", terms_per_row, width_, input.stride);
   next_.assign(owners_.size(), -1);
   stop_.assign(owners_.size(), 0);
+  bad_pair = -1;
   for (int64_t row = 0; row < input.num_rows; row++)
     for (int column = 0; column < width_; column++) {
       const int64_t pair = row * width_ + column;
@@ -208,6 +232,7 @@ bool TermPlan::run(const Input& input, Term* out, int64_t terms_per_row) {
       if (term.kind == Term::nothing) continue;
       term.weight = input.weights && column < num_weighted_ ? input.weights[row * num_weighted_ + column] : 1.0f;
     }
+  if ((fault = find_rest(input)) != none) return false;
   bad_owner = -1;
   return true;
 }

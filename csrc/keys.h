@@ -19,8 +19,8 @@ class KeyCheck {
 
   enum Fault : int { none, out_of_range, duplicate };
 
-  // raw: [num_rows, width]; out: [num_rows, width + extras]. Rows from `active_rows` on and pairs whose mask byte is 0
-  // (mask may be null) take no part and are never read. Returns false at the first fault: see fault, bad_pair, bad_key.
+  // raw: [num_rows, width]; out: [num_rows, width + extras], or null to check alone. Rows from `active_rows` on and pairs whose
+  // mask byte is 0 (mask may be null) take no part and are never read. Returns false at the first fault: see fault, bad_pair, bad_key.
   bool run(const int32_t* raw, int64_t num_rows, int64_t active_rows, const uint8_t* mask, int32_t* out);
 
   Fault fault = none;
@@ -31,10 +31,14 @@ class KeyCheck {
 
  private:
   Fault check_row(const int32_t* raw, const uint8_t* mask, int* column);
+  void write_row(const int32_t* raw, const uint8_t* mask, int32_t* out) const;
   int width_;
   int64_t num_keys_, first_special_, end_special_;
   std::vector<int32_t> extra_keys_, scratch_;
 };
+
+// The last of `num_sums` running counts, which begin at 0 or above and never fall; -1 where they do, 0 for none.
+int32_t last_sum(const int32_t* sums, int64_t num_sums);
 
 // Places the rows of all sources whose keys lie in [first, end): ordered by key, then source, then pair (stable).
 class KeySort {
@@ -75,7 +79,8 @@ class TermPlan {
   // Key k is owned by source owners[k] of the member list and is its slots[k]-th own key. `me` is this rank's number.
   TermPlan(int width, int num_weighted, int num_sources, int me, std::vector<int32_t> owners, std::vector<int32_t> slots);
 
-  enum Fault : int { none, key, count, tag, bounds };
+  // `rest`: an owner holds rows for this rank that none of its pairs takes.
+  enum Fault : int { none, key, count, tag, bounds, rest };
 
   struct Input {
     const int32_t* keys;      // [num_rows, width] as published by KeyCheck
@@ -96,6 +101,7 @@ class TermPlan {
  private:
   Fault start(const Input& input, int32_t key);
   Fault locate(const Input& input, int64_t pair, Term& term);
+  Fault find_rest(const Input& input);
   int width_, num_weighted_, num_sources_, me_;
   std::vector<int32_t> owners_, slots_, next_, stop_;
 };

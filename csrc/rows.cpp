@@ -7,6 +7,7 @@
 #include "error.h"
 
 #if defined(__x86_64__)
+#include <cpuid.h>
 #include <xmmintrin.h>
 #endif
 
@@ -22,6 +23,14 @@ extern const Kernels kAvx512Kernels;
 
 namespace {
 
+#ifdef COMMFUSE_HAVE_AVX2
+// Not every compiler's __builtin_cpu_supports knows this name.
+bool has_f16c() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C) != 0;
+}
+#endif
+
 // Best first. A CPU has a variant when it has every instruction set that its file is compiled for (CMakeLists.txt).
 const Kernels* available(int rank) {
 #ifdef COMMFUSE_HAVE_AVX512
@@ -30,7 +39,7 @@ const Kernels* available(int rank) {
     return &kAvx512Kernels;
 #endif
 #ifdef COMMFUSE_HAVE_AVX2
-  if (rank == 1 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c")) return &kAvx2Kernels;
+  if (rank == 1 && __builtin_cpu_supports("avx2") && has_f16c()) return &kAvx2Kernels;
 #endif
   return rank == 2 ? &kPlainKernels : nullptr;
 }

@@ -80,7 +80,8 @@ class Wait {
     Line& line = *watches_[0].line;
     int64_t slice = rules_.slice_ns;
     if (rules_.timeout_ns >= 0) slice = std::clamp<int64_t>(start_ + rules_.timeout_ns - now_ns(), 0, slice);
-    // Sequentially consistent on both sides (see raise): either we see the new value, or its writer sees us waiting.
+    // Sequentially consistent on both sides (see raise, and Channel::poison): either we see the new value, or its writer
+    // sees us waiting. Poison is not the word we sleep on: what comes between our look and our sleep ends with the slice.
     line.waiters.fetch_add(1, std::memory_order_seq_cst);
     const uint64_t value = line.value.load(std::memory_order_seq_cst);
     int error = 0;
@@ -106,7 +107,7 @@ class Wait {
   }
 
   bool poisoned() const {
-    return rules_.poison && rules_.poison->load(std::memory_order_acquire) >= rules_.poison_from;
+    return rules_.poison && rules_.poison->load(std::memory_order_seq_cst) >= rules_.poison_from;
   }
   int first() const { return watches_[0].member; }
 

@@ -1,6 +1,5 @@
 // Counters, publications and poison, with threads as ranks over one mapping: what ThreadSanitizer can judge.
 #include <atomic>
-#include <chrono>
 #include <cstring>
 #include <memory>
 #include <thread>
@@ -22,6 +21,10 @@ struct Rank {
   std::shared_ptr<Arena> arena = std::make_shared<Arena>(64 * kMiB, kMiB);
   uint64_t control = Channel::make_control(*arena, kGroup, kHeaderBytes, kDepth);
 };
+
+Control* block_of(const Rank& rank) {
+  return reinterpret_cast<Control*>(rank.arena->control_at(rank.control, sizeof(Control)));
+}
 
 std::vector<Rank> make_ranks(int num_ranks) {
   std::vector<Rank> ranks(static_cast<size_t>(num_ranks));
@@ -116,8 +119,7 @@ void test_forged_segment() {
   offer.segments[0].address = reinterpret_cast<uint64_t>(ranks[1].arena->base() + kMiB);
   two->publish(1, offer);
   CHECK(one->resolve(1, offer) == -1 && one->sources(0)->operator[](1).num_bytes == 64);
-  auto* block = reinterpret_cast<Control*>(ranks[1].arena->control_at(ranks[1].control, sizeof(Control)));
-  auto* record = reinterpret_cast<Record*>(reinterpret_cast<uint8_t*>(block + 1) + 1 % kDepth * kHeaderBytes);
+  auto* record = reinterpret_cast<Record*>(reinterpret_cast<uint8_t*>(block_of(ranks[1]) + 1) + 1 % kDepth * kHeaderBytes);
   for (const Segment& forged : {Segment{kMiB, 1ull << 40}, Segment{~0ull, 2}, Segment{0, 64}, Segment{17 * kMiB, 1}}) {
     record->segments[0] = forged;
     CHECK_THROWS(one->resolve(1, offer), "do not lie in the window");
@@ -128,6 +130,27 @@ void test_forged_segment() {
   record->agreed_bytes = ~0u;
   CHECK(one->resolve(1, offer) == 1);
   CHECK(one->body(1, 1).size() < kHeaderBytes);
+}
+
+// A block that is none, or whose sizes its peers have overwritten, is refused, and nobody counts as attached to anything.
+void test_forged_block() {
+  const std::vector<Rank> ranks = make_ranks(3);
+  const struct {
+    uint32_t header_bytes, depth;
+    const char* words;
+  } forgeries[] = {{kHeaderBytes, 0, "0 deep"},     {kHeaderBytes, ~0u, "deep"},           {0, kDepth, "headers of 0 bytes"},
+                   {100, kDepth, "headers of 100"}, {1u << 20, 1024, "no control block"}, {kHeaderBytes, kDepth + 1, "another size"}};
+  for (const size_t forged : {0, 2})
+    for (const auto& forgery : forgeries) {
+      block_of(ranks[forged])->header_bytes = forgery.header_bytes;
+      block_of(ranks[forged])->depth = forgery.depth;
+      CHECK_THROWS(make_channel(ranks, 0), forgery.words);
+      block_of(ranks[forged])->header_bytes = kHeaderBytes;
+      block_of(ranks[forged])->depth = kDepth;
+    }
+  block_of(ranks[2])->layout++;
+  CHECK_THROWS(make_channel(ranks, 0), "member 2 has no control block");
+  CHECK(block_of(ranks[1])->attached == 0);
 }
 
 void test_waits_end() {
@@ -150,23 +173,28 @@ void test_waits_end() {
   CHECK(outcome.status == Status::interrupted);
 }
 
-// A sleeper is woken by what it waits for, and by poison, at once and not at the end of its slice.
+// A sleeper is woken by what it waits for, and by poison, at once and not at the end of its slice; whichever member it is.
 void test_sleepers_are_woken() {
   const std::vector<Rank> ranks = make_ranks(2);
-  const auto one = make_channel(ranks, 0), two = make_channel(ranks, 1);
-  for (bool do_poison : {false, true}) {
-    one->spin_ns = 0;
-    one->slice_ns = 20'000'000'000;
-    Outcome outcome;
-    std::thread sleeper([&] { outcome = one->wait(kPublished, do_poison ? 9 : 1, -1, true, nullptr); });
-    std::this_thread::sleep_for(std::chrono::milliseconds(30));
-    const int64_t start = now_ns();
-    if (do_poison) CHECK(two->poison(5, 1, "because"));
-    else two->publish(1, Offer());
-    sleeper.join();
-    CHECK(outcome.status == (do_poison ? Status::poisoned : Status::ok));
-    CHECK(now_ns() - start < 10'000'000'000);
-  }
+  const std::unique_ptr<Channel> channels[] = {make_channel(ranks, 0), make_channel(ranks, 1)};
+  uint16_t epoch = 0;
+  for (size_t sleeper : {0, 1})
+    for (bool do_poison : {false, true}) {
+      Channel &asleep = *channels[sleeper], &other = *channels[1 - sleeper];
+      asleep.spin_ns = 0;
+      asleep.slice_ns = 20'000'000'000;
+      for (const auto& channel : channels) channel->set_epoch(epoch);
+      Outcome outcome;
+      std::thread thread([&] { outcome = asleep.wait(kPublished, do_poison ? 9 : 1, -1, true, nullptr); });
+      while (block_of(ranks[1 - sleeper])->lines[kPublished].waiters == 0) std::this_thread::yield();
+      const int64_t start = now_ns();
+      if (do_poison) CHECK(other.poison(5, 1, "because"));
+      else other.publish(1, Offer());
+      thread.join();
+      CHECK(outcome.status == (do_poison ? Status::poisoned : Status::ok));
+      CHECK(now_ns() - start < 10'000'000'000);
+      epoch += do_poison;
+    }
 }
 
 // All ranks give up at the same moment, again and again in new epochs: all must tell the same cause.
@@ -221,6 +249,7 @@ int main() {
     for (int64_t spin_ns : {0, 50000}) run_protocol(num_ranks, spin_ns, 400);
   test_publication_rules();
   test_forged_segment();
+  test_forged_block();
   test_waits_end();
   test_sleepers_are_woken();
   test_one_cause_wins();

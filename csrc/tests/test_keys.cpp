@@ -27,6 +27,8 @@ void test_check() {
   const std::vector<uint8_t> mask = {0, 1, 0, 0, 1, 1, 0, 0};
   CHECK(check.run(raw.data(), 4, 4, mask.data(), out.data()));
   CHECK((out == std::vector<int32_t>{-1, 3, 4, 5, -1, -1, -1, -1, -1, -1, 4, 5, -1, -1, -1, -1}));
+  CHECK(check.run(raw.data(), 4, 4, mask.data(), nullptr) && check.run(raw.data(), 4, 3, nullptr, nullptr));
+  CHECK(!check.run(raw.data(), 4, 4, nullptr, nullptr) && check.bad_pair == 6);
   CHECK(!check.run(raw.data(), 4, 4, nullptr, out.data()) && check.fault == KeyCheck::out_of_range);
   CHECK(check.bad_pair == 6 && check.bad_key == 99);
   for (int32_t bad : {-1, 4, 5, 8}) {  // 4 and 5: between the keys and the specials
@@ -37,6 +39,12 @@ void test_check() {
   CHECK(!check.run(twice.data(), 2, 2, nullptr, out.data()) && check.fault == KeyCheck::duplicate && check.bad_pair == 3);
   const std::vector<uint8_t> once = {1, 1, 0, 1};
   CHECK(check.run(twice.data(), 2, 2, once.data(), out.data()) && check.fault == KeyCheck::none && check.bad_pair == -1);
+}
+
+void test_last_sum() {
+  const std::vector<int32_t> rising = {0, 2, 2, 7}, falling = {0, 2, 1, 7}, below = {-1, 3};
+  CHECK(last_sum(rising.data(), 4) == 7 && last_sum(rising.data(), 3) == 2 && last_sum(rising.data(), 0) == 0);
+  CHECK(last_sum(falling.data(), 4) == -1 && last_sum(falling.data(), 2) == 2 && last_sum(below.data(), 2) == -1);
 }
 
 // Two ranks with two keys each, three rows of two: the numbers of a published example.
@@ -185,6 +193,18 @@ void test_terms(const World& world, const std::vector<Owner>& owners, int me) {
     CHECK(*reinterpret_cast<uint32_t*>(term.address) == world.rows[me][row]);
     CHECK(term.weight == (column < num_weighted ? weights[row * num_weighted + column] : 1.0f));
   }
+  // One row more than this rank has sent, at any key: at those that it asks for, and at those that it does not.
+  for (size_t key = 0; key < owner_of.size(); key++) {
+    Owner more = owners[static_cast<size_t>(owner_of[key])];
+    for (size_t i = static_cast<size_t>(slot_of[key] * world.num_ranks + me); i < more.counts.size(); i++) more.counts[i]++;
+    more.rows.push_back(0);
+    Published longer = there;
+    longer.counts.set(owner_of[key], range_of(more.counts));
+    longer.rows.set(owner_of[key], range_of(more.rows));
+    const TermPlan::Input surplus{world.keys[me].data(), num_rows, nullptr, &longer.counts, nullptr, &longer.rows, 4, 4};
+    CHECK(!plan.run(surplus, terms.data(), terms_per_row) && plan.fault == TermPlan::rest);
+    CHECK(plan.bad_pair == -1 && plan.bad_owner == owner_of[key]);
+  }
   if (!is_used) return;
   // Each published piece, once damaged, is noticed.
   std::vector<Owner> damaged = owners;
@@ -236,6 +256,7 @@ void test_random_worlds() {
 
 int main() {
   test_check();
+  test_last_sum();
   test_worked_example();
   test_sort_refuses();
   test_random_worlds();

@@ -82,6 +82,8 @@ FAULT_TAG: Final[int]
 """``TermPlan.run``: the owner's tag at this place names another pair."""
 FAULT_BOUNDS: Final[int]
 """``TermPlan.run``: the row or its tag lies beyond what the owner has published."""
+FAULT_REST: Final[int]
+"""``TermPlan.run``: the owner holds rows for this rank that no pair takes."""
 
 class CoreError(RuntimeError):
     """A size, an offset or a state that the core refuses; nothing has been changed unless the function says so."""
@@ -304,11 +306,14 @@ class KeyCheck:
     @property
     def bad_key(self) -> int: ...
     def run(self, raw: int, num_rows: int, active_rows: int, mask: int, out: int) -> int:
-        """``raw``: [num_rows, width] int32. ``out``: [num_rows, out_width] int32; special and absent pairs become -1.
+        """``raw``: [num_rows, width] int32. ``out``: [num_rows, out_width] int32; special and absent pairs become -1. 0: check alone.
 
         Rows from ``active_rows`` on, and pairs whose byte in ``mask`` ([num_rows, width], address 0: none) is 0, take no part and are
         never read. Returns 0, or KEY_OUT_OF_RANGE / KEY_DUPLICATE (twice in one row) for ``bad_pair`` with value ``bad_key``.
         """
+
+def last_sum(sums: int, num_sums: int) -> int:
+    """The last of ``num_sums`` running counts (int32), which begin at 0 or above and never fall; -1 where they do, 0 for none."""
 
 @final
 class KeySort:
@@ -377,7 +382,8 @@ class TermPlan:
 
         ``counts``, ``tags``, ``items``: what each owner publishes: KeySort's running counts and tags (None: not compared), and its rows.
         ``out``: terms [num_rows, terms_per_row], 16 bytes each: uint64 address, float32 weight, uint32 kind. The first ``width`` of each
-        row are written; more may be filled in by the caller. Returns 0, or a FAULT_* for ``bad_pair`` at source ``bad_owner``.
+        row are written; more may be filled in by the caller. Returns 0, or a FAULT_* for ``bad_pair`` (-1 with FAULT_REST) at source
+        ``bad_owner``.
         """
 
 def copy(out: int, source: int, num_bytes: int, nt_bytes: int = 0) -> None:

@@ -174,6 +174,16 @@ def test_a_wrong_group_or_block_is_refused() -> None:
         _core.Channel(arena, [None, None], [mine, theirs], 0, GROUP_ID)
 
 
+def test_a_cause_is_cut_in_the_middle_of_a_letter() -> None:
+    arena = _core.Arena(64 * MIB, MIB)
+    channel = _core.Channel(arena, [None], [arena.make_control(GROUP_ID, 512, 4)], 0, GROUP_ID)
+    assert channel.poison(7, 0, "x" + "\u00e4" * 300)  # 601 bytes, of which 511 stay
+    assert channel.cause()[4] == "x" + "\u00e4" * 255
+    channel.epoch = 1
+    assert channel.poison(7, 0, "\u00e4" * 300)
+    assert channel.cause()[4] == "\u00e4" * 255 + "\ufffd"
+
+
 def test_an_exchange_that_nobody_joins_names_the_ranks() -> None:
     door = _core.Door(_core.Arena(64 * MIB, MIB))
     with pytest.raises(_core.CoreError, match="rank 1 2 did not connect in time"):
