@@ -57,6 +57,17 @@ COMMANDS = (
             ("commfuse check", "the backend that a group takes by itself, all named cases, some random"),
             ("commfuse check --random 500 --seed 7 --ranks 2 4", "more random cases, only those with 2 or 4 processes"),
             ("commfuse check --backend portable --case mask-2d", "one case, one backend"),
+            ("commfuse check --soak 600", "ten minutes of random cases on the same four processes; memory must stay flat"),
+        ),
+    ),
+    Command(
+        name="bench",
+        module="commfuse.cli.bench",
+        help="the operators and what people use today, side by side in one launch",
+        examples=(
+            ("commfuse bench --case A,D", "two named cases, every method; results are compared first"),
+            ("commfuse bench --ranks 4 --tokens 256 --routing zipf --plot bench.png", "sizes of your own, as a picture too"),
+            ("commfuse bench --goals --json goals.json", "five launches of everything; which goals are missed"),
         ),
     ),
     Command(
