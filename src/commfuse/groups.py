@@ -9,10 +9,11 @@ from __future__ import annotations
 import pickle
 import time
 import weakref
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -20,6 +21,7 @@ from torch.distributed import distributed_c10d as c10d
 
 from . import config
 from .errors import ExchangeError, GroupError
+from .observe import ranges
 
 _TAG = 0xC0F  # keeps these messages apart from a caller's own send and recv in the same group
 
@@ -56,6 +58,14 @@ class Group:
             process_group=self.process_group,
             shared=self.shared,
         )
+
+    def waited_us(self) -> dict[int, float]:
+        """Return the microseconds that this process has waited for each rank of the domain, in all its calls so far."""
+        total = dict(self.shared.get("exchange waits", {}))
+        for waits in self.shared.get("waits", ()):  # of backends that do not wait in exchanges
+            for rank, waited in waits().items():
+                total[rank] = total.get(rank, 0.0) + waited
+        return total
 
     def exchange(
         self,
@@ -125,11 +135,16 @@ class Group:
             raise GroupError(f"group {self.name!r}: its process group has been destroyed; make a new one")
         return group
 
+    @ranges.phase("publish")
     def _start(self, ops: list[dist.P2POp]) -> list[Any]:
-        try:
-            return list(dist.batch_isend_irecv(ops)) if ops else []
-        except RuntimeError as error:
-            raise ExchangeError(f"group {self.name!r}: the exchange could not start: {error}") from error
+        """Start ``ops``: each for itself on the CPU, where no backend needs them together, so that an error names the peer."""
+        works: list[Any] = []
+        for batch in [[op] for op in ops] if ops and ops[0].tensor.is_cpu else filter(None, [ops]):
+            try:
+                works += dist.batch_isend_irecv(batch)
+            except RuntimeError as error:
+                self._fail(batch[0].group_peer, 0.0, error)
+        return works
 
     def finish(self, works: Sequence[Any], peers: Sequence[int], waited_us: list[float] | None = None) -> None:
         """Wait until each of ``works`` with its peer is done.
@@ -137,20 +152,26 @@ class Group:
         Raises:
             ExchangeError: a peer is gone or did not answer within ``COMMFUSE_TIMEOUT`` seconds.
         """
-        limit = timedelta(seconds=config.get("timeout"))
+        limit = timedelta(seconds=config.get("timeout" if self.shared.get("backends") else "first_timeout"))
+        total: dict[int, float] = self.shared.setdefault("exchange waits", defaultdict(float))
         named = list(peers) if len(works) == len(peers) else list(peers[:1]) * len(works)  # some backends coalesce
         for work, peer in zip(works, named, strict=True):
             begin = time.perf_counter()
             try:
-                work.wait(limit)
+                with ranges.waiting(self.members[peer]):
+                    work.wait(limit)
             except RuntimeError as error:
-                waited = time.perf_counter() - begin
-                raise ExchangeError(
-                    f"group {self.name!r}, rank {self.rank} of {self.size}: exchange with rank {self.members[peer]} "
-                    f"failed after {waited:.1f} s: {str(error).splitlines()[0]}"
-                ) from error
+                self._fail(self.members[peer], time.perf_counter() - begin, error)
+            us = (time.perf_counter() - begin) * 1e6
+            total[self.members[peer]] += us
             if waited_us is not None:
-                waited_us[peer] += (time.perf_counter() - begin) * 1e6
+                waited_us[peer] += us
+
+    def _fail(self, peer: int, seconds: float, error: RuntimeError) -> NoReturn:
+        raise ExchangeError(
+            f"group {self.name!r}, rank {self.rank} of {self.size}: exchange with rank {peer} "
+            f"failed after {seconds:.1f} s: {str(error).splitlines()[0]}"
+        ) from error
 
 
 @dataclass(eq=False, kw_only=True)
@@ -181,6 +202,9 @@ def resolve(group: str | dist.ProcessGroup) -> Group:
     Raises:
         GroupError: there is no such group in this process; the message lists those there are.
     """
+    known = _known.get(group) if isinstance(group, str) else None
+    if known is not None and known.process_group() in c10d._world.pg_map:
+        return known
     found = _by_name(group) if isinstance(group, str) else group
     if not isinstance(found, dist.ProcessGroup):
         raise GroupError(f"group must be a name or a ProcessGroup, got {type(group).__name__}")

@@ -1,9 +1,14 @@
-"""What only a look at the data shows to be wrong: ids, the shrinking table, counts handed from dispatch to combine."""
+"""What only a look at the data shows to be wrong: ids, the shrinking table, counts handed from dispatch to combine.
+
+Where the C++ core is there, it looks first, at the ids and the counts; only what it does not accept is looked at here, and put in words.
+"""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -40,7 +45,10 @@ def alive(call: Call) -> tuple[int, ...] | None:
 
     Of a refused call, too, as far as its table can be believed: ranks that are gone must not be waited for.
     """
-    info, world = call.args.get("elastic_info"), call.group.size
+    info = call.args.get("elastic_info")
+    if info is None:
+        return None
+    world = call.group.size
     if not isinstance(info, torch.Tensor) or info.shape != (4 + 2 * world,):
         return None
     shrunk = tuple(int(v) for v in info.tolist())
@@ -50,7 +58,7 @@ def alive(call: Call) -> tuple[int, ...] | None:
 
 def elastic(call: Call) -> tuple[int, ...] | None:
     """Return the content of elastic_info if it is given and its flag is set."""
-    info = call["elastic_info"]
+    info = call.args.get("elastic_info")
     if info is None or int(info[0]) == 0:
         return None
     return tuple(int(v) for v in info.tolist())
@@ -58,9 +66,13 @@ def elastic(call: Call) -> tuple[int, ...] | None:
 
 def topology(call: Call) -> plan.Topology:
     """Return who takes part in ``call``, which has been checked."""
-    return plan.topology(
-        call["ep_world_size"], call["shared_expert_rank_num"], call["E_s"], call["moe_expert_num"], elastic(call)
-    )
+    shrunk, kept = elastic(call), call.form.kept
+    found: plan.Topology | None = kept.get(("topology", shrunk))
+    if found is None:
+        found = kept["topology", shrunk] = plan.topology(
+            call["ep_world_size"], call["shared_expert_rank_num"], call["E_s"], call["moe_expert_num"], shrunk
+        )
+    return found
 
 
 def active(call: Call) -> plan.Flags:
@@ -75,16 +87,26 @@ def ids(call: Call) -> plan.Ints:
     return out
 
 
+@cache
+def _core() -> Any:
+    """The C++ core; None where it is not built."""
+    try:
+        return importlib.import_module("commfuse._core")
+    except ImportError:
+        return None
+
+
 def _common(call: Call) -> list[str]:
-    found = _partner(call) + _mask_order(call)
+    found = _partner(call) if call.partner is not None else []
+    if call.args.get("x_active_mask") is not None:
+        found += _mask_order(call)
     shrunk = elastic(call)
     table = _table(call, shrunk) if shrunk is not None else []
-    return found + table + ([] if table else _ids(call, shrunk))
+    return found + table + ([] if table or _ids_accepted(call, shrunk) else _ids(call, shrunk))
 
 
 def _partner(call: Call) -> list[str]:
-    if call.partner is None:
-        return []
+    assert call.partner is not None
     found = []
     if call.partner.size != 2:
         found.append(f"group_tp = {call['group_tp']!r} has {call.partner.size} ranks: must have tp_world_size = 2")
@@ -94,8 +116,8 @@ def _partner(call: Call) -> list[str]:
 
 
 def _mask_order(call: Call) -> list[str]:
-    mask = call["x_active_mask"]
-    if mask is None or mask.ndim != 1 or not (config.get("check") or call.product != config.PORTABLE):
+    mask: torch.Tensor = call["x_active_mask"]
+    if mask.ndim != 1 or not (config.get("check") or call.product != config.PORTABLE):
         return []
     late = int(mask.sum())
     behind = mask[late:].nonzero()
@@ -152,6 +174,29 @@ def _roles(call: Call, living: int, shared: int, experts: int) -> list[str]:
     return []
 
 
+def _ids_accepted(call: Call, shrunk: tuple[int, ...] | None) -> bool:
+    """Whether the core finds nothing wrong with the ids."""
+    core, kept = _core(), call.form.kept
+    if core is None:
+        return False
+    check = kept.get(("ids", shrunk))
+    if check is None:
+        there = call["moe_expert_num"] if shrunk is None else shrunk[3]
+        check = kept["ids", shrunk] = core.KeyCheck(call["K"], there, call["moe_expert_num"], call["all_experts"])
+    expert_ids = call.args["expert_ids"].contiguous()
+    flags, num_active = marked(call)
+    fault: int = check.run(expert_ids.data_ptr(), expert_ids.shape[0], num_active, 0 if flags is None else flags.data_ptr(), 0)
+    return fault == 0
+
+
+def marked(call: Call) -> tuple[torch.Tensor | None, int]:
+    """Return the marks of the pairs that take part, [BS, K] bool (None: all), and how many tokens from the first on may do so."""
+    mask: torch.Tensor | None = call.args.get("x_active_mask")
+    if mask is None or mask.ndim == 2:
+        return None if mask is None else mask.contiguous(), call["BS"]
+    return None, int(mask.sum())
+
+
 def _ids(call: Call, shrunk: tuple[int, ...] | None) -> list[str]:
     expert_ids, taking_part = ids(call), active(call)
     first_special, end = call["moe_expert_num"], call["all_experts"]
@@ -196,9 +241,10 @@ def _not_finite(call: Call) -> list[str]:
 
 def held_counts(call: Call) -> list[str]:
     """Check the counts handed from dispatch to combine against the rows and triplets that are there."""
+    if _counts_accepted(call):
+        return []
     top = topology(call)
-    me = top.physical.index(call["ep_rank_id"])
-    used = top.world * top.local_experts(me)
+    used = top.world * top.local_experts(top.physical.index(call["ep_rank_id"]))
     name = counts_name(call)
     sums: list[int] = counts(call)[:used].tolist() or [0] * used
     falling = [i for i in range(used) if sums[i] < (sums[i - 1] if i else 0)]
@@ -214,6 +260,30 @@ def held_counts(call: Call) -> list[str]:
             f"{assist_name(call)} has {len(assist(call))} entries: must have 3 for each of {name}[{used - 1}] = {own} rows"
         )
     return found
+
+
+def _counts_accepted(call: Call) -> bool:
+    """Whether the core finds nothing wrong with the counts."""
+    core, kept, shrunk = _core(), call.form.kept, elastic(call)
+    if core is None or call.partner is not None:
+        return False
+    known = kept.get(("counts", shrunk))
+    if known is None:
+        known = kept["counts", shrunk] = _used_and_room(call)
+    name, used, room = known
+    return bool(0 <= core.last_sum(call.args[name].data_ptr(), used) <= room)
+
+
+def _used_and_room(call: Call) -> tuple[str, int, int]:
+    """Return the name of the prefix sums, how many of them say something about this rank, and for how many rows there is room;
+    no room, below 0, where the sums are not all there or not one after the other.
+    """
+    top, given = topology(call), counts(call)
+    used, room = top.world * top.local_experts(top.physical.index(call["ep_rank_id"])), call["rows"]
+    if call["layout"] == "triplets":
+        room = min(room, len(assist(call)) // 3)
+    fits = len(given) >= used and given.is_contiguous()
+    return counts_name(call), used if fits else 0, room if fits else -1
 
 
 def counts_name(call: Call) -> str:
