@@ -47,13 +47,24 @@ class _Pool:
             raise
 
     def close(self) -> None:
-        for ranks in self._ranks.values():
-            ranks.close()
+        while self._ranks:
+            self._ranks.popitem()[1].close()
 
 
 @pytest.fixture(scope="session")
-def run_ranks() -> Iterator[RunRanks]:
-    """``run_ranks(world_size, function, *args)``: function(rank, *args) on every rank, results in rank order."""
+def _pool() -> Iterator[_Pool]:
     pool = _Pool()
-    yield pool.run
+    yield pool
     pool.close()
+
+
+@pytest.fixture(scope="session")
+def run_ranks(_pool: _Pool) -> RunRanks:
+    """``run_ranks(world_size, function, *args)``: function(rank, *args) on every rank, results in rank order."""
+    return _pool.run
+
+
+@pytest.fixture
+def no_ranks(_pool: _Pool) -> None:
+    """No warm ranks, whose connections may have any port: for scripts with a port of their own."""
+    _pool.close()

@@ -16,15 +16,21 @@ GOOD: dict[str, tuple[str, Any]] = {  # name: what one writes, what it means
     "product": ("a3,warn", Product("A3", warn=True)),
     "backend": ("reference", "reference"),
     "timeout": ("2.5", 2.5),
+    "first_timeout": ("30", 30.0),
+    "window_max": ("3G", 3 << 30),
     "host": ("rack 7", "rack 7"),
     "const_expert": ("softmax", "softmax"),
+    "log": ("calls", "calls"),
     "check": ("1", True),
     "poison": ("1", True),
 }
 BAD = {
     "product": ["A4", "A3,quiet", "A3,warn,warn", ""],
     "timeout": ["0", "-1", "nan", "soon", ""],
+    "first_timeout": ["0", "-1"],
+    "window_max": ["-1", "G", "many", "1.5G", "1KK"],
     "const_expert": ["Linear", "gate"],
+    "log": ["on", "CALLS", "calls,statistics"],
     "check": ["yes", "2", "true"],
     "poison": ["on", "-1"],
 }

@@ -12,12 +12,12 @@ import torch.distributed as dist
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import commfuse
-from commfuse import agreement, engine, groups, torch_ops
+from commfuse import agreement, config, engine, groups, torch_ops
 from commfuse.call import Call
 from commfuse.operators import OPERATORS
-from commfuse.operators.moe_distribute import reference, reference_split, reference_v1, split_steps
+from commfuse.operators.moe_distribute import flights, reference, reference_split, reference_v1, split_steps
 from commfuse.operators.moe_distribute.cases import NAMED, RoundTrip, random_case
-from commfuse.operators.moe_distribute.split_steps import InFlight
+from commfuse.operators.moe_distribute.split_steps import Posted
 from tests.conftest import RunRanks
 from tests.operators.moe_distribute import companions
 from tests.operators.moe_distribute.round_trips import experts
@@ -142,12 +142,13 @@ def test_fakes_have_the_golden_shapes_and_dtypes_in_every_case(flow: str, operat
 
 
 @pytest.fixture
-def group() -> str:
+def group() -> Iterator[str]:
     if not dist.is_initialized():
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     found = str(dist.group.WORLD.group_name)
-    split_steps.in_flight(groups.resolve(found)).clear()  # a test that failed may have left some
-    return found
+    flights.in_flight(groups.resolve(found)).clear()  # a test that failed may have left some
+    with config.override(backend="portable"):  # its halves can be repeated, and all its outputs are made by one function
+        yield found
 
 
 def inputs(num_tokens: int, seed: int = 0) -> Args:
@@ -194,17 +195,18 @@ def test_opcheck(group: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None
     check_operator(*whole_calls(group)[name], monkeypatch)
 
 
-def repeat(monkeypatch: pytest.MonkeyPatch, flying: InFlight | None) -> None:
+def repeat(monkeypatch: pytest.MonkeyPatch, flying: Posted | None) -> None:
     """Let a half be called again and again with equal results, as opcheck does.
 
     A setup finds nothing under way and is number 1 each time; a teardown finds its setup under way each time, already heard.
     """
-    monkeypatch.setattr(split_steps, "in_flight", lambda group: deque([] if flying is None else [flying]))
+    for module in (flights, split_steps):
+        monkeypatch.setattr(module, "in_flight", lambda group: deque([] if flying is None else [flying]))
     monkeypatch.setattr(agreement, "_line", lambda members: agreement._Line())
 
 
-def latest(group: str) -> InFlight:
-    flying = split_steps.in_flight(groups.resolve(group))[-1]
+def latest(group: str) -> Posted:
+    flying = flights.in_flight(groups.resolve(group))[-1]
     agreement.hear(flying.announced)
     return flying
 
@@ -217,7 +219,7 @@ def test_opcheck_of_the_halves(group: str, operator: str, quant_mode: int, monke
     flying = latest(group)
     given = {"y": y, "comm_cmd_info": command, **args, **where, **quant}
     rows, _, assist, _ = commfuse.npu_moe_distribute_dispatch_teardown(**given)
-    calls: dict[str, tuple[Args, InFlight | None]] = {SPLIT[0]: ({**args, **where, **quant}, None), SPLIT[1]: (given, flying)}
+    calls: dict[str, tuple[Args, Posted | None]] = {SPLIT[0]: ({**args, **where, **quant}, None), SPLIT[1]: (given, flying)}
     back = {"expand_x": rows.bfloat16(), "expert_ids": args["expert_ids"], **where}
     calls[SPLIT[2]] = ({**back, "assist_info_for_combine": assist}, None)
     placeholder, command = commfuse.npu_moe_distribute_combine_setup(**calls[SPLIT[2]][0])
@@ -282,7 +284,7 @@ def test_compiled_layer_equals_eager(group: str, layer: Any, dynamic: bool) -> N
         assert torch.equal(compiled(*args.values(), weights, group, 0, 1), expected)
         compilations.append(counter.frame_count)
     assert compilations[0] == compilations[-1]  # the first may take two: torch starts again when it finds norm_eps to be constant
-    assert not split_steps.in_flight(groups.resolve(group))
+    assert not flights.in_flight(groups.resolve(group))
 
 
 @pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: layer.__name__)

@@ -26,6 +26,7 @@ from .local import (
     npu_moe_token_unpermute,
     npu_swiglu,
 )
+from .observe.statistics import OperatorStats, Stats, stats
 from .ops import (
     _npu_distribute_barrier,
     npu_all_gather_base_mm,
@@ -44,6 +45,8 @@ from .ops import (
     npu_moe_distribute_dispatch_v2,
 )
 from .products import product
+from .survival import alive, elastic_info, reset
+from .windows import window_empty
 
 __version__ = "0.1.0"
 
@@ -55,9 +58,13 @@ __all__ = [
     "ExchangeError",
     "GroupError",
     "MismatchError",
+    "OperatorStats",
+    "Stats",
     "__version__",
     "_npu_distribute_barrier",
+    "alive",
     "config",
+    "elastic_info",
     "npu_all_gather_base_mm",
     "npu_alltoallv_gmm",
     "npu_dequant_swiglu_quant",
@@ -84,4 +91,7 @@ __all__ = [
     "npu_moe_token_unpermute",
     "npu_swiglu",
     "product",
+    "reset",
+    "stats",
+    "window_empty",
 ]

@@ -131,9 +131,13 @@ def agree(call: Call, members: Group, waited_us: list[float] | None = None) -> N
 def accept(call: Call) -> None:
     """Raise ArgumentError if this rank refuses ``call``; for calls that no peer waits for."""
     if call.broken:
-        everyone = call.group
-        broken = [call.broken if rank == everyone.rank else () for rank in everyone.members]
-        raise ArgumentError(_refusals(call.operator.name, call.product, everyone, broken))
+        raise ArgumentError(refusal(call, call.group))
+
+
+def refusal(call: Call, members: Group) -> str:
+    """Return the text with which this rank refuses ``call``."""
+    broken = [call.broken if rank == members.rank else () for rank in members.members]
+    return _refusals(call.operator.name, call.product, members, broken)
 
 
 def refuse(call: Call, problem: str) -> None:

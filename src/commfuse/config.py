@@ -67,6 +67,14 @@ def _seconds(text: str) -> float:
     return value
 
 
+def _bytes(text: str) -> int:
+    scale = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+    number = text.rstrip("KMGTkmgt")
+    if not number.isdecimal():
+        raise ValueError
+    return int(number) * scale[text[len(number) :].upper()]
+
+
 _LONGEST = 1e6  # seconds; torch takes no infinite one
 
 
@@ -100,6 +108,22 @@ SETTINGS = (
         meaning="longest wait for one peer within a call, in seconds",
     ),
     Setting(
+        name="first_timeout",
+        variable="COMMFUSE_FIRST_TIMEOUT",
+        default="1800",
+        allowed="seconds, above 0, at most 1000000",
+        parse=_seconds,
+        meaning="the same within the first call of a group, to which ranks may come at very different times",
+    ),
+    Setting(
+        name="window_max",
+        variable="COMMFUSE_WINDOW_MAX",
+        default="0",
+        allowed="bytes, as 4294967296, 4G or 512M; 0 for no limit but the memory there is",
+        parse=_bytes,
+        meaning="most memory that this process's window may hold; what would go beyond is refused before it is touched (cpu backend)",
+    ),
+    Setting(
         name="host",
         variable="COMMFUSE_HOST",
         default="",
@@ -114,6 +138,14 @@ SETTINGS = (
         allowed="linear, softmax",
         parse=_choice("linear", "softmax"),
         meaning="what a constant expert with 2-D alphas computes: the printed formula, or the softmax gate of newer hardware",
+    ),
+    Setting(
+        name="log",
+        variable="COMMFUSE_LOG",
+        default="off",
+        allowed="off, calls, statistics",
+        parse=_choice("off", "calls", "statistics"),
+        meaning='what is told on the logger "commfuse": nothing, a line for each call, or a table of each group when the process ends',
     ),
     Setting(
         name="check",

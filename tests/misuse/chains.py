@@ -22,7 +22,7 @@ import commfuse
 from commfuse import groups
 from commfuse.operators import OPERATORS
 from commfuse.operators.moe_distribute.cases import RoundTrip
-from commfuse.operators.moe_distribute.split_steps import in_flight
+from commfuse.operators.moe_distribute.flights import in_flight
 from commfuse.ranks import RankFailedError
 from commfuse.spec.model import Attr, Tensor
 from tests.conftest import RunRanks

@@ -10,34 +10,14 @@ import pytest
 
 from commfuse.operators import OPERATORS
 from commfuse.spec.model import Tensor
-from tests.conftest import RunRanks
 
 from . import companions, split
 from .case import Misuse, Outcome
-from .chains import COMBINE, DISPATCH, NORM, SPLIT, carry_out
+from .chains import COMBINE, DISPATCH, NORM, SPLIT
 from .test_misuse import UNREACHABLE, is_of
 
 Outcomes = dict[str, list[Outcome]]
 CATALOGUE = [*((operator, "split") for operator in SPLIT), *((operator, "companions") for operator in (DISPATCH, COMBINE, NORM))]
-
-
-@pytest.fixture(scope="module")
-def outcomes(run_ranks: RunRanks, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Outcomes]:
-    """Outcomes of the cases of a module, carried out once, also where that fails."""
-    known: dict[str, Outcomes | AssertionError] = {}
-
-    def of(module: str) -> Outcomes:
-        if module not in known:
-            try:
-                known[module] = carry_out(run_ranks, f"tests.misuse.{module}", tmp_path_factory.mktemp(module))
-            except AssertionError as error:
-                known[module] = error
-        found = known[module]
-        if isinstance(found, AssertionError):
-            raise found
-        return found
-
-    return of
 
 
 def check(case: Misuse, found: list[Outcome]) -> None:

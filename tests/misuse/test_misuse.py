@@ -21,7 +21,7 @@ from tests.conftest import RunRanks
 
 from . import all_gather_mm, combine, dispatch, gmm_alltoallv, odd
 from .bases import A2, ELASTIC
-from .case import COMBINE, DISPATCH, TIMEOUT, Misuse, Odd, Outcome, carry_out, hold_against_golden, plain_calls
+from .case import COMBINE, DISPATCH, TIMEOUT, Misuse, Odd, Outcome, hold_against_golden, plain_calls
 
 Outcomes = dict[str, list[Outcome]]
 
@@ -39,19 +39,6 @@ CATALOGUE = [
     ("npu_mm_all_reduce_base", "all_gather_mm"),
     ("_npu_distribute_barrier", "all_gather_mm"),
 ]
-
-
-@pytest.fixture(scope="module")
-def outcomes(run_ranks: RunRanks, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Outcomes]:
-    """Outcomes of the cases of a module, carried out once."""
-    known: dict[str, Outcomes] = {}
-
-    def of(module: str) -> Outcomes:
-        if module not in known:
-            known[module] = carry_out(run_ranks, f"tests.misuse.{module}", tmp_path_factory.mktemp(module))
-        return known[module]
-
-    return of
 
 
 def check(case: Misuse, found: list[Outcome]) -> None:

@@ -31,6 +31,7 @@ def test_there_is_something_to_run() -> None:
 
 
 @pytest.mark.timeout(DEADLINE + 60)
+@pytest.mark.usefixtures("no_ranks")
 @pytest.mark.parametrize("script", _scripts(), ids=lambda script: script.name)
 def test_published_script(script: Path) -> None:
     if missing := missing_operators(script):

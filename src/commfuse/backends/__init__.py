@@ -15,7 +15,7 @@ from .portable import Portable
 from .reference import Reference
 
 BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (Portable(), Reference(), Cpu())}
-AUTOMATIC = ("portable",)  # in order of preference; the others only by name
+AUTOMATIC = ("cpu", "portable")  # in order of preference; the others only by name
 
 
 def of(members: Group) -> Backend:
@@ -27,20 +27,34 @@ def of(members: Group) -> Backend:
         BackendError: no backend can run on every rank, or ranks ask for different ones; lists every rank's reasons.
     """
     asked = config.get("backend")
+    latest: dict[tuple[int, ...], tuple[str, Backend]] = members.shared.setdefault("backend", {})
+    known = latest.get(members.members)
+    if known is None or known[0] != asked:
+        known = latest[members.members] = asked, _chosen(members, asked, known)
+    return known[1]
+
+
+def _chosen(members: Group, asked: str, known: tuple[str, Backend] | None) -> Backend:
+    if known is not None:  # a change, by all together: one rank alone is found out by those that carry on as before
+        known[1].agree_on(members, _subject(asked))
     chosen: dict[frozenset[int], tuple[str, Backend]] = members.shared.setdefault("backends", {})
     who = frozenset(members.members)
     for ranks, (name, backend) in chosen.items():
         if name == asked and who <= ranks:  # what all have chosen holds for those that are left
             return backend
-    chosen[who] = asked, _choose(members, asked)  # anew when the setting has changed: one rank alone is found out
+    chosen[who] = asked, _choose(members, asked)
     return chosen[who][1]
+
+
+def _subject(asked: str) -> str:
+    return f"choice of a backend for {asked!r}"
 
 
 def _choose(members: Group, asked: str) -> Backend:
     names = AUTOMATIC if asked == "auto" else (asked,)
     offer = {name: BACKENDS[name].why_not(members) if name in BACKENDS else [_unknown(name)] for name in names}
     places = {name: BACKENDS[name].place() if name in BACKENDS else "" for name in names}
-    agree_on(members, f"choice of a backend for {asked!r}")
+    agree_on(members, _subject(asked))
     stated = members.gather_objects((offer, places))
     offers = [theirs for theirs, _ in stated]
     for name in names:

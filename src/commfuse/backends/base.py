@@ -32,3 +32,27 @@ class Backend(Protocol):
             CommfuseError: on every rank alike, if any rank refused its arguments or ranks disagree.
         """
         ...
+
+    def agree_on(self, members: Group, subject: str) -> None:
+        """Make sure that every rank, as calls go now, is about to do ``subject``, something that is not an operator.
+
+        Raises:
+            MismatchError: a rank is in another call.
+        """
+        ...
+
+    def survivors(self, group: Group) -> tuple[int, ...]:
+        """Return the ranks of ``group`` that live, the same on all of them.
+
+        Raises:
+            BackendError: this backend cannot go on without a rank.
+        """
+        ...
+
+    def reset(self, group: Group) -> None:
+        """Make ``group`` usable again after it has been given up.
+
+        Raises:
+            BackendError: this backend cannot.
+        """
+        ...

@@ -15,19 +15,11 @@ from .base import Outputs
 from .portable import Portable
 
 
-class Reference:
+class Reference(Portable):
     """The published formula, over all ranks at once."""
 
     name = "reference"
     _by_steps = Portable()  # setups must not wait, so they post as portable does
-
-    def why_not(self, group: Group) -> list[str]:
-        """Nothing is needed beyond the process group itself."""
-        return []
-
-    def place(self) -> str:
-        """See `Backend.place`: anywhere."""
-        return ""
 
     def run(self, call: Call) -> Outputs:
         """See `Backend.run`."""

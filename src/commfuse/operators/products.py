@@ -15,8 +15,8 @@ def product(rows: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> torc
     return torch.mm(rows, weight, out=out)
 
 
-def wide_product(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Return ``rows @ weight`` before rounding: float32, or int32 (exact) for int8 operands."""
+def wide_product(rows: torch.Tensor, weight: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    """Return ``rows @ weight`` before rounding: float32, in ``out`` if that is given, or a new int32 (exact) for int8 operands."""
     if rows.dtype == torch.int8:
         return torch.mm(rows.to(torch.int32), weight.to(torch.int32))
-    return torch.mm(rows.float(), weight.float())
+    return torch.mm(rows.float(), weight.float(), out=out)

@@ -27,14 +27,14 @@ def in_place(rank: int, rounds: int, slow_rank: int) -> tuple[int, list[bool], b
     """Round trips whose experts write into expand_x; ``slow_rank`` sums late, while the others go on to the next calls."""
     from commfuse.backends.cpu import combine
 
-    really = combine._sum
+    really = combine.add_up
 
     def late(*args: Any) -> None:
         time.sleep(0.02)
         really(*args)
 
     right, lay_in_window = [], True
-    with config.override(backend="cpu"), mock.patch.object(combine, "_sum", late if rank == slow_rank else really):
+    with config.override(backend="cpu"), mock.patch.object(combine, "add_up", late if rank == slow_rank else really):
         for seed in range(rounds):
             out = layer.dispatch(rank, 4, seed)
             lay_in_window &= slabs().holding(out[0]) is not None
@@ -54,13 +54,13 @@ def test_rows_are_published_in_place_and_slow_peers_see_them(run_ranks: RunRanks
 def early_change(rank: int) -> str:
     from commfuse.backends.cpu import combine
 
-    really = combine._sum
+    really = combine.add_up
 
     def late(*args: Any) -> None:
         time.sleep(0.3)
         really(*args)
 
-    with config.override(backend="cpu"), mock.patch.object(combine, "_sum", late if rank == 1 else really):
+    with config.override(backend="cpu"), mock.patch.object(combine, "add_up", late if rank == 1 else really):
         out = layer.dispatch(rank, 2)
         layer.combine(rank, 2, out, out[0])
         if rank == 0:
@@ -112,11 +112,9 @@ def versions(rank: int, inference: bool) -> bool:
 
 def results_elsewhere(rank: int) -> bool:
     with config.override(backend="cpu"):
-        from commfuse.backends.cpu import slabs as module
-
         out = layer.dispatch(rank, 2, quant_mode=2)
         total = int(out[4][-1])
-        y = module.window_empty(tuple(out[0].shape), torch.bfloat16)
+        y = commfuse.window_empty(tuple(out[0].shape), torch.bfloat16)
         y[:total] = (out[0][:total].float() * out[1][:total, None]).to(y.dtype)
         copied = layer.combine(rank, 2, out, y.clone())
         return torch.equal(layer.combine(rank, 2, out, y), copied) and slabs().holding(y) is not None

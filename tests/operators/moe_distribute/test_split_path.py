@@ -17,7 +17,7 @@ import commfuse
 from commfuse import torch_ops
 from commfuse.operators import OPERATORS
 from commfuse.operators.moe_distribute.cases import NAMED, RoundTrip
-from commfuse.operators.moe_distribute.split_steps import DEPTH
+from commfuse.operators.moe_distribute.flights import DEPTH
 from tests.conftest import RunRanks
 from tests.operators.moe_distribute import companions
 from tests.operators.moe_distribute.halves import MicroBatch, one_shot, same_bits, world

@@ -1,30 +1,44 @@
-"""Windows that all ranks of a host map: publish once, pull straight into place.
-
-What has no window path yet runs over the process group, as the portable backend does it; its calls keep their place in the order of
-all calls, and are compared, through the windows.
-"""
+"""Windows that all ranks of a host map: publish once, pull straight into place."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from importlib import import_module
 from typing import TYPE_CHECKING
-
-import torch
 
 from ...agreement import accept
 from ...call import Call
+from ...errors import ExchangeError
 from ...groups import Group
 from ..base import Outputs
 from . import host
+from .leaving import LeftOut
 
 if TYPE_CHECKING:
-    from .session import Session
+    from .domain import Domain
+    from .session import Path
 
-_PATHS = {"npu_moe_distribute_dispatch_v2": "dispatch", "npu_moe_distribute_combine_v2": "combine"}
+_PATHS = {  # module and function, loaded with the first call: they need the core
+    "npu_moe_distribute_dispatch_v2": ("dispatch", "dispatch"),
+    "npu_moe_distribute_combine_v2": ("combine", "combine"),
+    "npu_moe_distribute_combine_add_rms_norm": ("combine", "combine_add_rms_norm"),
+    "npu_moe_distribute_dispatch_setup": ("halves", "dispatch_setup"),
+    "npu_moe_distribute_dispatch_teardown": ("halves", "dispatch_teardown"),
+    "npu_moe_distribute_combine_setup": ("halves", "combine_setup"),
+    "npu_moe_distribute_combine_teardown": ("halves", "combine_teardown"),
+    "npu_moe_distribute_dispatch": ("dispatch", "dispatch"),
+    "npu_moe_distribute_combine": ("combine", "combine"),
+    "npu_gmm_alltoallv": ("gmm_alltoallv", "gmm_alltoallv"),
+    "npu_alltoallv_gmm": ("gmm_alltoallv", "alltoallv_gmm"),
+    "npu_all_gather_base_mm": ("all_gather_mm", "all_gather_base_mm"),
+    "npu_mm_reduce_scatter_base": ("all_gather_mm", "mm_reduce_scatter_base"),
+    "npu_mm_all_reduce_base": ("all_gather_mm", "mm_all_reduce_base"),
+    "_npu_distribute_barrier": ("all_gather_mm", "distribute_barrier"),
+}
+_paths: dict[str, Path] = {}
 
 
 def window_operators() -> tuple[str, ...]:
-    """Return the operators whose rows move through windows; all others move theirs over the process group."""
+    """Return the operators whose rows move through windows."""
     return tuple(_PATHS)
 
 
@@ -43,41 +57,62 @@ class Cpu:
 
     def run(self, call: Call) -> Outputs:
         """See `Backend.run`."""
-        call = _on_cpu(call)
+        phase = call.operator.phase
+        if phase == "teardown":
+            accept(call)
         members = call.group.among(call.operator.alive(call))
-        session = members.shared.get("windows", {}).get(members.members) or _join(members)
+        domain = _domain(members)
         waited_us = [0.0] * len(members.members)
-        with session.carrying_out(call):
-            path = session.paths.get(call.operator.name)
-            if path is not None and not call.broken and call.partner is None:
-                return path(call, session, waited_us)
-            if call.operator.phase == "teardown":
-                accept(call)
-                session.hear()
-            elif call.operator.phase == "setup" and not call.broken:
-                session.announce(call)
-            else:
-                session.agree(call, waited_us)
-            if path is not None:
-                return path(call, session, waited_us)
-        return call.operator.steps(call, members, waited_us)
+        session = domain.whole if phase == "whole" else domain.halves
+        with domain.carrying_out(call.operator.name):
+            while True:
+                try:
+                    domain.attend(call, members)
+                    if call.broken or call.partner is not None:
+                        session.agree(call, waited_us)
+                    return _path(call.operator.name)(call, session, waited_us)
+                except LeftOut as found:
+                    if phase == "teardown":
+                        raise ExchangeError(domain.about(call.operator.name, f"its setup is void: {found}")) from None
+
+    def agree_on(self, members: Group, subject: str) -> None:
+        """See `Backend.agree_on`."""
+        from . import session
+
+        domain = _domain(members)
+        with domain.carrying_out(subject):
+            call = session.subject(subject, members)
+            domain.attend(call, members)
+            domain.whole.agree(call)
+
+    def survivors(self, group: Group) -> tuple[int, ...]:
+        """See `Backend.survivors`."""
+        from . import align
+
+        domain = _domain(group)
+        with domain.carrying_out("commfuse.alive"):
+            return align.survivors(domain, "commfuse.alive")
+
+    def reset(self, group: Group) -> None:
+        """See `Backend.reset`."""
+        from . import align
+
+        domain = _domain(group)
+        with domain.carrying_out("commfuse.reset"):
+            align.agree(domain, "commfuse.reset", group)
+            domain.seat(group)
 
 
-def _join(members: Group) -> Session:
-    """Make the windows of these ranks known to each other; collective."""
-    from . import combine, dispatch, session  # the core is loaded with the first call
+def _domain(members: Group) -> Domain:
+    """Return the windows of these ranks; collective where they have not joined yet."""
+    from . import domain
 
-    modules = {"dispatch": dispatch.dispatch, "combine": combine.combine}
-    made = session.of(members)
-    made.paths = {operator: modules[path] for operator, path in _PATHS.items()}
-    return made
+    return domain.of(members)
 
 
-def _on_cpu(call: Call) -> Call:
-    """Refuse tensors that are elsewhere: the core takes addresses."""
-    found = [
-        f"{name} is on {value.device}: must be on the CPU with the cpu backend"
-        for name, value in call.args.items()
-        if isinstance(value, torch.Tensor) and not value.is_cpu
-    ]
-    return replace(call, broken=(*call.broken, *found)) if found else call
+def _path(operator: str) -> Path:
+    path = _paths.get(operator)
+    if path is None:
+        module, function = _PATHS[operator]
+        path = _paths[operator] = getattr(import_module(f".{module}", __package__), function)
+    return path

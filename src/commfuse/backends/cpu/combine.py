@@ -12,55 +12,74 @@ import torch
 from ... import _core
 from ...agreement import verdict
 from ...call import Call
-from ...operators.moe_distribute import accumulate, combine_steps, dispatch_steps, values
+from ...observe.ranges import phase
+from ...operators.moe_distribute import accumulate, combine_steps, dispatch_steps, plan, values
 from . import routing
-from .routing import Routing
+from .routing import Routing, Terms
 from .session import Session
 from .staging import DTYPES, Staging
 
 COUNTS, TAGS, ROWS, KEYS = range(4)  # segments; nobody else reads the keys
-_Terms = npt.NDArray[Any]
+_NO_KEYS = np.empty(0, np.int32)
 
 
 def combine(call: Call, session: Session, waited_us: list[float]) -> tuple[torch.Tensor, ...]:
-    """Carry out npu_moe_distribute_combine_v2."""
+    """Carry out npu_moe_distribute_combine and _v2."""
+    outputs = call.outputs()
+    _bring_back(call, session, waited_us, outputs["x"])
+    dispatch_steps.record_waits(call, session.members, waited_us)
+    return tuple(outputs.values())
+
+
+def combine_add_rms_norm(call: Call, session: Session, waited_us: list[float]) -> tuple[torch.Tensor, ...]:
+    """Carry out npu_moe_distribute_combine_add_rms_norm: combine before it is rounded, add the residual, normalise."""
+    outputs = call.outputs()
+    total = torch.empty(call["BS"], call["H"], dtype=torch.float32)
+    _bring_back(call, session, waited_us, total)
+    accumulate.add_rms_norm(call, total, outputs)
+    return tuple(outputs.values())
+
+
+def _bring_back(call: Call, session: Session, waited_us: list[float], out: torch.Tensor) -> None:
+    """Fill ``out`` [BS, H] with the sums of the experts' rows."""
     route = routing.of(session, call)
     rows = call["expand_x"]
     if call.partner is not None:
         rows = combine_steps.own_rows(call, session.members, combine_steps.held_rows(call, route.me))
     sequence, offer = session.begin(call), session.offer(call)
     try:
-        staging = _stage(call, session, route, rows, offer, sequence)
+        staging = stage(call, session, route, rows, offer, sequence)
     except _core.CoreMemoryError as lack:
         session.refuse(call, sequence, str(lack))
     session.channel.publish(sequence, offer)
     error = session.meet(call, sequence, offer, waited_us)
-    outputs: dict[str, torch.Tensor] = {}
     problem = ""
     if error is None:
-        problem, terms = _plan(call, session, route, staging)
+        problem, terms = find(call, session, route, staging.address(KEYS))
         session.channel.advance(_core.PROGRESS, 2 * sequence + bool(problem))
-        outputs = call.outputs()
         if not problem:
-            _sum(call, terms, outputs["x"])
+            add_up(call, terms, out)
     session.end(sequence)
     staging.release(sequence)
     if error is not None:
         raise error
     _hear_verdicts(call, session, sequence, problem)
     session.take_back()
-    dispatch_steps.record_waits(call, session.members, waited_us)
-    return tuple(outputs.values())
 
 
 # --- publish -----------------------------------------------------------------------------------------------------------------
 
 
-def _stage(call: Call, session: Session, route: Routing, rows: torch.Tensor, offer: _core.Offer, sequence: int) -> Staging:
-    """Write what this rank publishes, and its own keys; rows that lie in the window already are published where they are."""
-    sums = values.counts(call)
+@phase("publish")
+def stage(call: Call, session: Session, route: Routing, rows: torch.Tensor, offer: _core.Offer, sequence: int) -> Staging:
+    """Write what this rank publishes, and its own keys; rows that lie in the window already are published where they are.
+
+    Raises:
+        CoreMemoryError: there is not enough memory; nothing has been touched.
+    """
     used = route.top.world * route.local_experts
-    total = int(sums[used - 1]) if len(sums) else 0
+    sums = _true_sums(call, route, values.counts(call))
+    total = _last(sums, used)
     row_bytes = call["H"] * rows.element_size()
     slab = session.slabs.holding(rows) if call["comm_quant_mode"] == 0 and rows.is_contiguous() else None
     in_place = slab is not None and total > 0
@@ -68,22 +87,38 @@ def _stage(call: Call, session: Session, route: Routing, rows: torch.Tensor, off
     sizes = used * 4, tags * 12, 0 if in_place else total * row_bytes, call["BS"] * route.width * 4
     staging = Staging(session, sizes)
     staging.fill(offer)
-    if len(sums):
-        staging.copy_in(COUNTS, sums[:used])
+    if sums.shape[0]:
+        staging.copy_first(COUNTS, sums)
     else:
         staging.ints(COUNTS)[:] = 0
     if tags:
-        staging.copy_in(TAGS, values.assist(call)[: 3 * total])
+        staging.copy_first(TAGS, values.assist(call))
     if slab is not None and in_place:
         offer.set_segment(ROWS, rows.data_ptr(), total * row_bytes)
-        slab.readers.append((session.channel, sequence))
+        slab.readers.append(session.reading(sequence))
         session.lend(rows, sequence)
     elif call["comm_quant_mode"] == 2:
         _round_trip(rows[:total].contiguous(), staging.address(ROWS))
     else:
-        staging.copy_in(ROWS, rows[:total])
-    route.check_keys(call, staging.address(KEYS))
+        staging.copy_first(ROWS, rows)
+    if call.operator.phase == "whole":
+        route.check_keys(call, staging.address(KEYS))
     return staging
+
+
+def _last(sums: torch.Tensor, used: int) -> int:
+    """Return the last of the first ``used`` sums, which have been checked; 0 where none are given."""
+    if not sums.is_contiguous():
+        return int(sums[used - 1])
+    return _core.last_sum(sums.data_ptr(), used) if sums.shape[0] else 0
+
+
+def _true_sums(call: Call, route: Routing, sums: torch.Tensor) -> torch.Tensor:
+    """Return the prefix sums of the rows that are there, which the first version of the operators shows otherwise."""
+    if not call["split_shared"] or route.me >= route.top.shared_ranks or not len(sums):
+        return sums
+    counts = plan.counts_from_prefix_sums(sums.tolist(), route.top.world, 1)
+    return torch.from_numpy(plan.prefix_sums(plan.unbooked(counts, route.top, route.me)).astype(np.int32))
 
 
 def _round_trip(rows: torch.Tensor, out: int) -> None:
@@ -99,18 +134,18 @@ def _round_trip(rows: torch.Tensor, out: int) -> None:
 # --- find the rows -----------------------------------------------------------------------------------------------------------
 
 
-def _plan(call: Call, session: Session, route: Routing, staging: Staging) -> tuple[str, _Terms]:
-    """Return what is wrong with the rows that the others hold for this rank, and the terms of every token's sum."""
+def find(call: Call, session: Session, route: Routing, keys: int) -> tuple[str, Terms]:
+    """Return what is wrong with the rows that the others hold for this rank, and the terms of every token's sum.
+
+    ``keys``: address of this rank's keys, as `Routing.check_keys` wrote them.
+    """
     num_tokens, channel = call["BS"], session.channel
     columns = route.width + (call["shared_expert_x"] is not None)
     terms = route.term_array(num_tokens, columns)
-    returned = _returned(session, route)
-    if (returned != route.rows_sent(staging.ints(KEYS))).any():
-        return _wrong_counts(call, route, returned), terms
     weights = call["expert_scales"].contiguous()
     row_bytes = call["H"] * call["expand_x"].element_size()
     fault = route.terms.run(
-        staging.address(KEYS),
+        keys,
         num_tokens,
         weights.data_ptr(),
         channel.sources(COUNTS),
@@ -118,14 +153,21 @@ def _plan(call: Call, session: Session, route: Routing, staging: Staging) -> tup
         channel.sources(ROWS),
         row_bytes,
         row_bytes,
-        terms.ctypes.data,
+        terms.address,
         columns,
     )
+    return _in_words(call, session, route, keys, fault) if fault else "", terms
+
+
+def _in_words(call: Call, session: Session, route: Routing, keys: int, fault: int) -> str:
+    """Say what is wrong with the rows that the others hold for this rank, in which the core has found ``fault``."""
+    returned, num_keys = _returned(session, route), call["BS"] * route.width
+    sent = np.ctypeslib.as_array((ctypes.c_int32 * num_keys).from_address(keys)) if num_keys else _NO_KEYS
+    if (returned != route.rows_sent(sent)).any():
+        return _wrong_counts(call, route, returned)
     if fault == _core.FAULT_TAG:
-        return _wrong_places(call, session, route, returned), terms
-    if fault:
-        return f"fault {fault} at pair {route.terms.bad_pair} in the window of the rank with id {route.terms.bad_owner}", terms
-    return "", terms
+        return _wrong_places(call, session, route, returned)
+    return f"fault {fault} at pair {route.terms.bad_pair} in the window of the rank with id {route.terms.bad_owner}"
 
 
 def _returned(session: Session, route: Routing) -> npt.NDArray[np.int32]:
@@ -180,24 +222,28 @@ def _hear_verdicts(call: Call, session: Session, sequence: int, problem: str) ->
     session.wait(call, _core.PROGRESS, 2 * sequence)
     if call.partner is not None:
         combine_steps.everyones_verdict(call, session.members, problem)
-    elif any(channel.counter(member, _core.PROGRESS) == 2 * sequence + 1 for member in range(channel.num_members)):
+    elif any(channel.counter(member, _core.PROGRESS) == 2 * sequence + 1 for member in channel.active):
         verdict(call, session.members, problem)
 
 
 # --- sum ---------------------------------------------------------------------------------------------------------------------
 
 
-def _sum(call: Call, terms: _Terms, out: torch.Tensor) -> None:
-    keep = _add_special(call, terms)
+@phase("sum")
+def add_up(call: Call, terms: Terms, out: torch.Tensor) -> None:
+    """Fill ``out`` [BS, H], of the rows' dtype or float32, with every token's sum."""
+    keep = _add_special(call, terms.array)
     if call["shared_expert_x"] is not None:
-        keep += _add_shared(call, terms)
+        keep += _add_shared(call, terms.array)
     num_tokens, hidden = out.shape
     row_bytes = hidden * out.element_size()
-    _core.combine_rows(DTYPES[out.dtype], False, terms.ctypes.data, num_tokens, terms.shape[1], hidden, out.data_ptr(), row_bytes)
+    dtype = call["expand_x"].dtype
+    wide = out.dtype != dtype
+    _core.combine_rows(DTYPES[dtype], wide, terms.address, num_tokens, terms.array.shape[1], hidden, out.data_ptr(), row_bytes)
     del keep
 
 
-def _add_special(call: Call, terms: _Terms) -> list[torch.Tensor]:
+def _add_special(call: Call, terms: npt.NDArray[Any]) -> list[torch.Tensor]:
     """Fill in what copy and constant experts contribute; return the tensors that the terms point into."""
     if call["copy_expert_num"] + call["const_expert_num"] == 0:
         return []
@@ -216,7 +262,7 @@ def _add_special(call: Call, terms: _Terms) -> list[torch.Tensor]:
     return [x, rows]
 
 
-def _add_shared(call: Call, terms: _Terms) -> list[torch.Tensor]:
+def _add_shared(call: Call, terms: npt.NDArray[Any]) -> list[torch.Tensor]:
     """Fill in the rows of shared_expert_x, without weight, behind all others."""
     x = call["shared_expert_x"].reshape(call["BS"], call["H"]).contiguous()
     terms["kind"][:, -1] = _core.TERM_NOTHING
@@ -225,7 +271,7 @@ def _add_shared(call: Call, terms: _Terms) -> list[torch.Tensor]:
     return [x]
 
 
-def _fill(terms: _Terms, token: Any, column: Any, rows: torch.Tensor, row: Any, weight: Any, kind: int) -> None:
+def _fill(terms: npt.NDArray[Any], token: Any, column: Any, rows: torch.Tensor, row: Any, weight: Any, kind: int) -> None:
     terms["address"][token, column] = rows.data_ptr() + row.astype(np.uint64) * np.uint64(rows.shape[1] * rows.element_size())
     terms["weight"][token, column] = weight
     terms["kind"][token, column] = kind

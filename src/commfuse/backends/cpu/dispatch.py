@@ -9,6 +9,7 @@ import torch
 
 from ... import _core, config
 from ...call import Call
+from ...observe.ranges import phase
 from ...operators.moe_distribute import dispatch_steps, plan
 from . import routing
 from .routing import Routing
@@ -20,17 +21,20 @@ _Outputs = dict[str, torch.Tensor]
 
 
 def dispatch(call: Call, session: Session, waited_us: list[float]) -> tuple[torch.Tensor, ...]:
-    """Carry out npu_moe_distribute_dispatch_v2."""
+    """Carry out npu_moe_distribute_dispatch and _v2."""
     route = routing.of(session, call)
     sequence, offer = session.begin(call), session.offer(call)
     try:
-        staging = _stage(call, session, route)
+        staging = stage(call, session, route)
     except _core.CoreMemoryError as lack:
         session.refuse(call, sequence, str(lack))
     staging.fill(offer)
     session.channel.publish(sequence, offer)
     error = session.meet(call, sequence, offer, waited_us)
-    outputs = _pull(call, session, route) if error is None else {}
+    outputs: _Outputs = {}
+    if error is None:
+        outputs = pull(call, call, session, route)
+        _fill_counts(call, session, route, outputs)
     session.end(sequence)
     staging.release(sequence)
     if error is not None:
@@ -44,8 +48,13 @@ def dispatch(call: Call, session: Session, waited_us: list[float]) -> tuple[torc
 # --- publish -----------------------------------------------------------------------------------------------------------------
 
 
-def _stage(call: Call, session: Session, route: Routing) -> Staging:
-    """Write what this rank publishes."""
+@phase("publish")
+def stage(call: Call, session: Session, route: Routing) -> Staging:
+    """Write what this rank publishes.
+
+    Raises:
+        CoreMemoryError: there is not enough memory; nothing has been touched.
+    """
     num_tokens, hidden, quantised = call["BS"], call["H"], call["quant_mode"] == 2
     copies = route.width if call["scales"] is not None else 1  # smooth factors belong to an expert: a row for each copy
     rows = num_tokens * copies
@@ -96,6 +105,8 @@ def _smooth(call: Call, route: Routing, staging: Staging) -> tuple[Any, torch.Te
     if call["scales"] is None:
         return None, None, 0, None
     smooth: torch.Tensor = call["scales"].contiguous()
+    if len(smooth) == call["moe_expert_num"]:  # a table without rows for shared experts leaves their copies as they are
+        smooth = torch.cat([torch.ones(call["E_s"], call["H"]), smooth])
     keys = staging.ints(KEYS).reshape(-1, route.width)
     tokens = np.broadcast_to(np.arange(len(keys), dtype=np.int32)[:, None], keys.shape)
     pick = np.ascontiguousarray(np.where(keys < 0, np.int32(-1), tokens))
@@ -110,22 +121,32 @@ def _at(array: Any) -> int:
 # --- pull --------------------------------------------------------------------------------------------------------------------
 
 
-def _pull(call: Call, session: Session, route: Routing) -> _Outputs:
-    channel, sort = session.channel, route.sort
-    total = sort.run(channel.sources(KEYS))
+@phase("pull")
+def pull(call: Call, given: Call, session: Session, route: Routing) -> _Outputs:
+    """Return the outputs of ``call`` with the rows that were published for this rank; ``given`` is the call that published."""
+    sort = route.sort
+    total = sort.run(session.channel.sources(KEYS))
     outputs = _allocate(call, session, total)
-    _place_rows(call, session, route, outputs)
-    sort.write_running_counts(outputs["ep_recv_counts"].data_ptr())
+    _place_rows(given, session, route, outputs)
     sort.write_key_counts(outputs["expert_token_nums"].data_ptr(), call["expert_token_nums_type"] == 0)
+    return outputs
+
+
+def _fill_counts(call: Call, session: Session, route: Routing, outputs: _Outputs) -> None:
+    sort = route.sort
+    sums = outputs["ep_recv_counts"]
+    sort.write_running_counts(sums.data_ptr())
+    if call["split_shared"] and route.me < route.top.shared_ranks:
+        counts = plan.counts_from_prefix_sums(sums.tolist(), route.top.world, 1)
+        sums[: route.top.world] = torch.from_numpy(plan.prefix_sums(plan.booked(plan.arrivals(counts), route.top, route.me)))
     if call["tp_world_size"] == 1:
-        outputs["tp_recv_counts"][0] = total
-    assist = outputs["assist_info_for_combine"]
+        outputs["tp_recv_counts"][0] = sort.num_rows
+    assist = outputs["expand_idx"] if "expand_idx" in outputs else outputs["assist_info_for_combine"]
     if call["layout"] == "triplets":
         sort.write_tags(assist.data_ptr())
     else:
         index = dispatch_steps.expand_idx(call)
         assist[: len(index)] = index
-    return outputs
 
 
 def _place_rows(call: Call, session: Session, route: Routing, outputs: _Outputs) -> None:
@@ -133,7 +154,7 @@ def _place_rows(call: Call, session: Session, route: Routing, outputs: _Outputs)
     channel, sort, per_pair = session.channel, route.sort, call["scales"] is not None
     expand_x = outputs["expand_x"]
     row_bytes = call["H"] * expand_x.element_size()
-    room = len(expand_x) * row_bytes
+    room = expand_x.shape[0] * row_bytes
     sort.place(channel.sources(ROWS), expand_x.data_ptr(), room, row_bytes, row_bytes, per_pair, session.large_copy)
     if call["quant_mode"] == 2:
         factors = outputs["dynamic_scales"]
@@ -147,13 +168,12 @@ def _allocate(call: Call, session: Session, total: int) -> _Outputs:
     """The outputs; expand_x lies in this process's window, so that combine can publish it where it is."""
     outputs: _Outputs = {}
     poison = config.get("poison")
-    for row, shape in zip(call.operator.outputs, call.shapes, strict=True):
-        assert shape is not None
-        if row.name == "expand_x" and call.partner is None:
-            made = session.slabs.empty(*shape, rows=shape[0][0] if poison else total)
+    for name, shape, blank in call.form.blanks:
+        if name == "expand_x" and call.partner is None:
+            made = session.slabs.empty(shape, blank.dtype, rows=shape[0] if poison else total)
         else:
-            made = torch.empty(shape[0], dtype=shape[1])
-        outputs[row.name] = made
+            made = blank.new_empty(*shape)
+        outputs[name] = made
         if poison:
             made.fill_(float("nan") if made.is_floating_point() else 0x7F)
     return outputs

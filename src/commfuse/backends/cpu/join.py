@@ -9,12 +9,15 @@ from ...errors import BackendError
 from ...groups import Group
 from . import host, slabs
 
-DEPTH = 8  # calls that a rank may be ahead of the slowest
-HEADER_BYTES = (_core.RECORD_BYTES + 17 + 127) // 128 * 128  # the core's part; refused or not, and a digest
+DEPTHS = 8, 64  # headers kept of whole calls and of halves, by so many may a rank be ahead; refused setups come on top of eight
+NAME_BYTES = 64  # of an operator's name in a header
+HEADER_BYTES = (
+    (_core.RECORD_BYTES + 25 + NAME_BYTES + 127) // 128 * 128
+)  # the core's part; refused or not, a digest, a number, a name
 
 
-def windows(members: Group, memory: slabs.Slabs) -> tuple[_core.Channel, list[int]]:
-    """Swap windows with all members; return the channel and every member's process id.
+def windows(members: Group, memory: slabs.Slabs) -> tuple[list[_core.Channel], list[int]]:
+    """Swap windows with all members; return a channel for each line of calls, and every member's process id.
 
     Every rank takes part in every step, so that none is left waiting when one fails.
     """
@@ -22,24 +25,24 @@ def windows(members: Group, memory: slabs.Slabs) -> tuple[_core.Channel, list[in
     _same_host(members, [identity for _, _, identity in first])
     group_id, token = int.from_bytes(first[0][0], "little"), first[0][1]
     door = _core.Door(memory.arena)
-    control: int | str
+    control: list[int] | str
     try:
-        control = memory.arena.make_control(group_id, HEADER_BYTES, DEPTH)
+        control = [memory.arena.make_control(group_id, HEADER_BYTES, depth) for depth in DEPTHS]
     except _core.CoreError as error:
         control = str(error)
     there = members.gather_objects((door.name, control, os.getpid()))
     _all_fine(members, [found if isinstance(found, str) else "" for _, found, _ in there])
     try:
-        peers = door.exchange(members.index, [name for name, _, _ in there], token, config.get("timeout"))
-        channel: _core.Channel | None = _core.Channel(
-            memory.arena, peers, [offset for _, offset, _ in there], members.index, group_id
-        )
+        peers = door.exchange(members.index, [name for name, _, _ in there], token, config.get("first_timeout"))
+        channels = [
+            _core.Channel(memory.arena, peers, [offsets[line] for _, offsets, _ in there], members.index, group_id)
+            for line in range(len(DEPTHS))
+        ]
         problem = ""
     except _core.CoreError as error:
-        channel, problem = None, str(error)
+        channels, problem = [], str(error)
     _all_fine(members, members.gather_objects(problem))
-    assert channel is not None
-    return channel, [pid for _, _, pid in there]
+    return channels, [pid for _, _, pid in there]
 
 
 def _same_host(members: Group, identities: list[str]) -> None:

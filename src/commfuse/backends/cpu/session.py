@@ -1,136 +1,152 @@
-"""One group's windows: made by all its ranks together at first use, then one publication per call.
+"""One line of calls of a group: each is published with a header, met by those of the others, read in place, and ended.
 
-Every call has a number, the same on all ranks. A rank publishes the header of its call, with or without data, waits for those of the
-others, reads their data straight from their windows, and says that it has done so. Headers that differ, or that refuse, are explained
-over the process group; every rank then raises the same error and the group stays usable. A rank that has ended or does not come stops
-the group for good: the first to find out writes down the cause, and every rank raises that.
+Headers that differ, or that refuse, are explained over the process group; every rank then raises the same error and the group stays
+usable. A setup is published and not met: it is heard, with all before it, when this rank next waits for the others.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
-import threading
+import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, NoReturn
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
 from ... import _core, agreement, config
 from ...call import Call
-from ...errors import CommfuseError, ExchangeError, GroupError
+from ...errors import CommfuseError, ExchangeError
 from ...groups import Group
-from . import host, slabs
-from .join import DEPTH, windows
+from ...observe import ranges
+from . import align, host
+from .join import NAME_BYTES
+from .slabs import Reading
+
+if TYPE_CHECKING:
+    from .domain import Domain
 
 _TAG, _TAGS = 0x30000, 0x10000  # messages that explain a call carry its number
-_SHORT_SPIN_NS = 4000  # where ranks outnumber cores, a spinning rank keeps its peer from running
-_DEAD, _LATE, _LEFT = 1, 2, 3  # why a group is given up
-_POISON_TEXT = 500
+_SLICE = 0.05  # seconds between two looks at what the others do instead of coming
+_REFUSED_AND_DIGEST, _NUMBER = 17, 8  # bytes at the beginning of a header's body, equal on all ranks; the operator's name follows
+
+Path = Callable[[Call, "Session", list[float]], tuple[torch.Tensor | None, ...]]
 
 
-Path = Callable[[Call, "Session", list[float]], tuple[torch.Tensor, ...]]
-
-
-@dataclass(frozen=True, slots=True)
-class _Unheard:
-    """A call of which this rank has told the others, without having looked at what they say."""
+@dataclass(eq=False, kw_only=True, slots=True)
+class Posted:
+    """A call of which this rank has told the others; ``error`` once they have been heard."""
 
     call: Call
+    number: int
     sequence: int
     offer: _core.Offer
+    error: CommfuseError | None = None
+
+
+def subject(name: str, members: Group) -> Any:
+    """Return what stands in the place of a `Call` when ranks do something together that is no operator."""
+    operator = SimpleNamespace(name=name, phase="whole")
+    return SimpleNamespace(operator=operator, group=members, partner=None, product=config.PORTABLE, broken=(), agreed={})
 
 
 class Session:
-    """See the module. One thread at a time."""
+    """See the module."""
 
-    def __init__(self, members: Group) -> None:
-        self.members = members
-        self.slabs = slabs.own()
+    def __init__(self, domain: Domain, channel: _core.Channel, depth: int) -> None:
+        self.domain, self.channel, self._depth = domain, channel, depth
+        self.slabs = domain.slabs
         self.large_copy = host.large_copy()
-        self.paths: dict[str, Path] = {}  # operators that move their rows through windows
         self.kept: dict[Any, Any] = {}  # what operators keep for the next call of the same shape
-        self._sequence = 0
-        self._offers: dict[Any, _core.Offer] = {}
-        self._unheard: deque[_Unheard] = deque()
+        self._start = self._sequence = 0
+        self._open: deque[int] = deque()  # calls that have begun and not ended
+        self._offers: dict[Any, tuple[_core.Offer, bytes, bytes]] = {}
+        self._unheard: deque[Posted] = deque()
         self._lent: list[tuple[torch.Tensor, int, int]] = []  # alias, its version, the call that published it
-        self._busy = threading.Lock()
-        self._pid = os.getpid()
-        self.channel, self._pids = windows(members, self.slabs)
-        if len(members.members) > host.cores():
-            self.channel.spin_ns = _SHORT_SPIN_NS
+
+    @property
+    def members(self) -> Group:
+        """The ranks that take part, in the order of their ids."""
+        return self.domain.members
+
+    @property
+    def published(self) -> int:
+        """The newest call that this rank has published."""
+        return self.channel.counter(self.channel.index, _core.PUBLISHED)
+
+    @property
+    def newest(self) -> int:
+        """The newest call that this rank has begun."""
+        return self._sequence
+
+    def restart(self, epoch: int, newest: int) -> None:
+        """Begin anew behind call ``newest``: see `Domain.restart`."""
+        for line, value in ((_core.PUBLISHED, newest), (_core.CONSUMED, newest), (_core.PROGRESS, 2 * newest)):
+            self.channel.advance(line, max(value, self.channel.counter(self.channel.index, line)))
+        self.channel.epoch = epoch
+        self._start = self._sequence = newest
+        self._open.clear()
+        self._unheard.clear()
+        self._lent.clear()
 
     # --- one call ----------------------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def carrying_out(self, call: Call) -> Iterator[None]:
-        """Around everything that a call does here; whatever breaks off a call half-way stops the group on all ranks.
-
-        Raises:
-            GroupError: another thread is in a call of this group, or the process has been forked since the group was joined.
-        """
-        if os.getpid() != self._pid:
-            raise GroupError(
-                f"{call.operator.name}: group {self.members.name!r} was joined before this process was forked; make a new one"
-            )
-        if not self._busy.acquire(blocking=False):
-            raise GroupError(f"{call.operator.name}: another thread is in a call of group {self.members.name!r}; one at a time")
-        try:
-            yield
-        except CommfuseError:
-            raise
-        except BaseException as error:
-            text = self._about(call, f"rank {self.members.rank} broke off: {type(error).__name__}: {error}")
-            self._stop(_LEFT, self.channel.index, text)
-            if isinstance(error, _core.CoreError):
-                raise ExchangeError(text) from error
-            raise
-        finally:
-            self._busy.release()
-
     def begin(self, call: Call) -> int:
-        """Return the number of this call, whose header may now be published."""
-        if self.channel.poisoned:
-            self._raise_cause(call)
+        """Return the place of this call on the line, whose header may now be published."""
+        if self.domain.poisoned:
+            self.domain.raise_cause(call.operator.name)
         if self._lent:
             self._end_loans(call)
         sequence = self._sequence + 1
-        if sequence > DEPTH:
-            while self._unheard and self._unheard[0].sequence <= sequence - DEPTH:
-                self._hear_one()
-            self.wait(call, _core.CONSUMED, sequence - DEPTH)
+        if sequence > self._start + self._depth:
+            self.hear(sequence - self._depth)
+            self.wait(call, _core.CONSUMED, sequence - self._depth)
+        self.domain.calls += 1
         self._sequence = sequence
+        self._open.append(sequence)
         return sequence
 
     def offer(self, call: Call) -> _core.Offer:
-        """Return the header for ``call``, to which segments may be added; the same one for every call like it."""
-        if call.broken:
-            return _offer(True, self._stated(call))
+        """Return the header for ``call``, which has begun, to which segments may be added.
+
+        Whole calls that are alike share one; a setup's is its own, since it is compared later.
+        """
+        number = self.domain.calls.to_bytes(_NUMBER, "little")
+        if call.broken or self is self.domain.halves:
+            return _offer(_core.Offer(), *_body(bool(call.broken), call, self._stated(call)), number)
         key = call.operator.name, call.product, tuple(call.agreed.values()), _batch(call)
-        offer = self._offers.get(key)
-        if offer is None:
-            offer = self._offers[key] = _offer(False, self._stated(call))
-        return offer
+        made = self._offers.get(key)
+        if made is None:
+            if len(self._offers) > 256:
+                self._offers.clear()
+            made = self._offers[key] = (_core.Offer(), *_body(False, call, self._stated(call)))
+        return _offer(*made, number)
 
     def meet(self, call: Call, sequence: int, offer: _core.Offer, waited_us: list[float] | None = None) -> CommfuseError | None:
         """Wait until every rank has published this call; return what is wrong with it, if anything is, the same on all ranks."""
         before = self.channel.waited_ns if waited_us is not None else []
-        while self._unheard and self._unheard[0].sequence < sequence:
-            self._hear_one()
+        self.domain.halves.hear(sequence - 1 if self is self.domain.halves else None)
         self.wait(call, _core.PUBLISHED, sequence)
-        for member, waited_ns in enumerate(self.channel.waited_ns if waited_us is not None else ()):
-            assert waited_us is not None
-            waited_us[member] += (waited_ns - before[member]) / 1000
+        if self._lent:
+            self.take_back()  # who is here has read what earlier calls lent
+        if waited_us is not None:
+            after = self.channel.waited_ns
+            for position, member in enumerate(self.channel.active):
+                waited_us[position] += (after[member] - before[member]) / 1000
         if self.channel.resolve(sequence, offer) == -1 and not call.broken:
             return None
-        return self._explain(call, sequence)
+        if self.domain.poisoned:  # what has been met is no call of those who take part here
+            self.domain.raise_cause(call.operator.name)
+        return self._explain(call, self.domain.calls)
 
     def end(self, sequence: int) -> None:
         """Say that this rank has read all it needs of this call's data."""
-        self.channel.advance(_core.CONSUMED, sequence)
+        if sequence not in self._open:  # the group has begun anew meanwhile
+            return
+        self._open.remove(sequence)
+        self.channel.advance(_core.CONSUMED, self._open[0] - 1 if self._open else self._sequence)
 
     def agree(self, call: Call, waited_us: list[float] | None = None) -> None:
         """Make sure that every rank is in this call and accepts it; a call of its own, without data. Raises as `agreement.hear`."""
@@ -153,16 +169,32 @@ class Session:
         assert error is not None
         raise error
 
-    def announce(self, call: Call) -> None:
-        """Tell the others of this call and wait for nobody; `hear` compares it later."""
-        sequence, offer = self.begin(call), self.offer(call)
-        self.channel.publish(sequence, offer)
-        self._unheard.append(_Unheard(call, sequence, offer))
+    # --- setups ------------------------------------------------------------------------------------------------------------
 
-    def hear(self) -> None:
-        """Compare all that was announced and not yet compared."""
-        while self._unheard:
-            self._hear_one()
+    def post(self, call: Call, sequence: int, offer: _core.Offer) -> Posted:
+        """Publish a call and wait for nobody; `hear` compares it later."""
+        self.channel.publish(sequence, offer)
+        posted = Posted(call=call, number=self.domain.calls, sequence=sequence, offer=offer)
+        self._unheard.append(posted)
+        return posted
+
+    def hear(self, upto: int | None = None) -> None:
+        """Compare what was posted, up to call ``upto``, and has not been compared."""
+        while self._unheard and (upto is None or self._unheard[0].sequence <= upto):
+            posted = self._unheard[0]
+            self.wait(posted.call, _core.PUBLISHED, posted.sequence, posted.number)
+            self._unheard.popleft()
+            if self.channel.resolve(posted.sequence, posted.offer) != -1:
+                if self.domain.poisoned:
+                    self.domain.raise_cause(posted.call.operator.name)
+                posted.error = self._explain(posted.call, posted.number)
+
+    # --- loans -------------------------------------------------------------------------------------------------------------
+
+    def reading(self, sequence: int) -> Reading:
+        """Return what keeps a slab from being used again: that call ``sequence`` has published it."""
+        channel = self.channel
+        return Reading(channel=channel, sequence=sequence, epoch=channel.epoch, members=tuple(channel.active))
 
     def lend(self, tensor: torch.Tensor, sequence: int) -> None:
         """Note that call ``sequence`` has published ``tensor`` where it lies: it must stay as it is until every peer has read it."""
@@ -173,73 +205,120 @@ class Session:
         """Forget the loans that every peer is known to have read: their tensors may change again."""
         self._lent = [loan for loan in self._lent if not self.channel.reached(_core.CONSUMED, loan[2])]
 
-    def wait(self, call: Call, line: int, target: int) -> None:
-        """Wait for a counter of every other rank.
-
-        Raises:
-            ExchangeError: a rank has ended, did not come in time, or has given the group up.
-        """
-        timeout = config.get("timeout")
-        status = self.channel.wait(line, target, timeout)
-        if status == _core.OK:
-            return
-        kind, member = status & 0xFF, status >> 8
-        if kind == _core.POISONED:
-            self._raise_cause(call)
-        what = f"{self._who(member)} {'has ended' if kind == _core.DEAD else f'did not come within {timeout:g} s'}"
-        progress = self.channel.counter(member, _core.PUBLISHED)
-        text = self._about(
-            call, f"{what}; awaited: {_AWAITED[line].format(target)}; it has entered {progress} calls of this group"
-        )
-        if self._stop(_DEAD if kind == _core.DEAD else _LATE, member, text):
-            raise ExchangeError(text)
-        self._raise_cause(call)
-
-    # --- what goes wrong ---------------------------------------------------------------------------------------------------
-
-    def _hear_one(self) -> None:
-        unheard = self._unheard[0]
-        self.wait(unheard.call, _core.PUBLISHED, unheard.sequence)
-        self._unheard.popleft()
-        differs = self.channel.resolve(unheard.sequence, unheard.offer) != -1
-        error = self._explain(unheard.call, unheard.sequence) if differs else None
-        self.end(unheard.sequence)
-        if error is not None:  # its data is on the way already, and would be taken for that of a later call
-            self._stop(_LEFT, self.channel.index, str(error))
-            raise error
-
-    def _explain(self, call: Call, sequence: int) -> CommfuseError:
-        mine = {**self._stated(call), "call number": sequence}
-        return agreement.explain(self.members, call.operator.name, call.product, call.broken, mine, _TAG + sequence % _TAGS)
-
     def _end_loans(self, call: Call) -> None:
         """Forget the tensors that every peer has read; raise if one was changed before that was certain."""
         for alias, version, sequence in self._lent:
             if alias._version != version:
-                text = self._about(
-                    call,
-                    f"rank {self.members.rank} changed a tensor that call {sequence} of this group had published in place before "
+                domain = self.domain
+                text = domain.about(
+                    call.operator.name,
+                    f"rank {domain.home.rank} changed a tensor that call {sequence} of this group had published in place before "
                     "every rank was known to have read it: give combine a tensor that stays as it is until the group's next call",
                 )
-                self._stop(_LEFT, self.channel.index, text)
+                domain.stop_here(text)
                 raise ExchangeError(text)
         self.take_back()
 
-    def _stop(self, code: int, member: int, text: str) -> bool:
-        return self.channel.poison(code, member, text[:_POISON_TEXT])
+    # --- waiting -----------------------------------------------------------------------------------------------------------
 
-    def _raise_cause(self, call: Call) -> NoReturn:
-        _, _, _, finder, text = self.channel.cause()
-        found = "" if finder == self.channel.index else f" (found by {self._who(finder)})"
-        raise ExchangeError(self._about(call, f"the group has been given up{found}: {text}"))
+    def wait(self, call: Call, line: int, target: int, number: int = 0) -> None:
+        """Wait for a counter of every other rank; ``number`` of the call if it is not the present one.
 
-    def _about(self, call: Call, text: str) -> str:
-        members = self.members
-        prefix = f"{call.operator.name}: group {members.name!r}, rank {members.rank} of {members.size}, call {self._sequence}: "
-        return prefix + text
+        Raises:
+            MismatchError: a rank is in another call, or goes on with other ranks.
+            ExchangeError: a rank has ended, did not come in time, or has given the group up.
+        """
+        timeout = config.get("timeout" if self.domain.calls > 1 else "first_timeout")
+        if ranges.active():
+            self._wait_in_ranges(call, line, target, number, timeout)
+        else:
+            self._wait(call, line, target, number, timeout)
 
-    def _who(self, member: int) -> str:
-        return f"rank {self.members.members[member]} (pid {self._pids[member]})"
+    def _wait_in_ranges(self, call: Call, line: int, target: int, number: int, timeout: float) -> None:
+        """Wait for one after the other, each in a range of its own; who takes long gets the rest of the wait."""
+        for member in self.channel.active:
+            if member == self.channel.index:
+                continue
+            with ranges.waiting(self.domain.home.members[member]):
+                if self.channel.wait_member(member, line, target, min(_SLICE, timeout)) != _core.OK:
+                    return self._wait(call, line, target, number, timeout)
+        return None
+
+    def _wait(self, call: Call, line: int, target: int, number: int, timeout: float) -> None:
+        status = self.channel.wait(line, target, min(_SLICE, timeout))
+        if status == _core.OK:
+            return
+        begin = time.monotonic() - _SLICE
+        while status & 0xFF == _core.DEADLINE and (left := begin + timeout - time.monotonic()) > 0:
+            self._look_around(call, line, target, number or self.domain.calls)
+            status = self.channel.wait(line, target, min(_SLICE, left))
+        if status != _core.OK:
+            self._give_up(call, line, target, status, time.monotonic() - begin)
+
+    def _look_around(self, call: Call, line: int, target: int, number: int) -> None:
+        missing = [member for member in self.channel.active if self.channel.counter(member, line) < target]
+        self._count(missing)
+        for member in missing:
+            if member != self.channel.index:
+                align.look(self.domain, call, member)
+                if line == _core.PUBLISHED and self._is_elsewhere(member, target, number):
+                    raise self._part(call, number)
+
+    def _count(self, missing: list[int]) -> None:
+        """Add the slice that is over to the waiting times of those who have not come."""
+        waited = self.channel.waited_ns
+        for member in missing:
+            waited[member] += int(_SLICE * 1e9)
+        self.channel.waited_ns = waited
+
+    def _is_elsewhere(self, member: int, target: int, number: int) -> bool:
+        """Whether ``member`` has passed call ``number`` over on the other line."""
+        other = self.domain.halves if self is self.domain.whole else self.domain.whole
+        newest = other.channel.counter(member, _core.PUBLISHED)
+        if newest <= other._start or other.channel.sequence_in_slot(member, newest) != newest:
+            return False
+        body = other.channel.body(member, newest)[_REFUSED_AND_DIGEST : _REFUSED_AND_DIGEST + _NUMBER]
+        passed = int.from_bytes(body, "little") >= number
+        return passed and self.channel.counter(member, _core.PUBLISHED) < target
+
+    def _part(self, call: Call, number: int) -> CommfuseError:
+        """Return the error of a call to which others have not come, on all ranks, and begin anew with them."""
+        error = self._explain(call, number)
+        align.agree(self.domain, call.operator.name, self.members)
+        return error
+
+    def _give_up(self, call: Call, line: int, target: int, status: int, seconds: float) -> NoReturn:
+        """Stop the group because of what ended a wait, and raise."""
+        kind, member, domain = status & 0xFF, status >> 8, self.domain
+        if kind == _core.POISONED:
+            domain.raise_cause(call.operator.name)
+        what = "has ended" if kind == _core.DEAD else "did not come in time"
+        entered = self.channel.counter(member, _core.PUBLISHED)
+        text = domain.about(
+            call.operator.name,
+            f"{domain.who(member)} {what}; awaited for {seconds:.2f} s: {_AWAITED[line].format(target)}; "
+            f"it has entered {entered} calls of this group{self._latest(member, entered)}",
+        )
+        if domain.stop_dead(member, text) if kind == _core.DEAD else domain.stop_late(member, text):
+            raise ExchangeError(text)
+        domain.raise_cause(call.operator.name)
+
+    def _latest(self, member: int, newest: int) -> str:
+        if newest <= self._start or self.channel.sequence_in_slot(member, newest) != newest:
+            return ""
+        name = self.channel.body(member, newest)[_REFUSED_AND_DIGEST + _NUMBER :].rstrip(b"\0")
+        return f", the last one {name.decode(errors='replace')}"
+
+    # --- what is wrong with a call -------------------------------------------------------------------------------------------
+
+    def _explain(self, call: Call, number: int) -> CommfuseError:
+        mine = {**self._stated(call), "call number": number}
+        tag = _TAG + (self.channel.epoch * 257 + number) % _TAGS
+        try:
+            return agreement.explain(self.members, call.operator.name, call.product, call.broken, mine, tag)
+        except ExchangeError as error:
+            self.domain.stop_here(str(error))
+            raise
 
     def _stated(self, call: Call) -> dict[str, Any]:
         batch = _batch(call)
@@ -251,31 +330,23 @@ _AWAITED = {
     _core.CONSUMED: "that it has read what was published by call {}",
     _core.PROGRESS: "its verdict on the rows (step {})",
 }
+_WITH_BATCH = ("npu_moe_distribute_dispatch_v2", "npu_moe_distribute_dispatch", "npu_moe_distribute_dispatch_setup")
 
 
 def _batch(call: Call) -> int | None:
     """The number of tokens where it must be equal on all ranks, None elsewhere."""
-    if call.broken or call.operator.name != "npu_moe_distribute_dispatch_v2" or call["global_bs"] != 0:
+    if call.broken or call.operator.name not in _WITH_BATCH or call["global_bs"] != 0:
         return None
     batch: int = call["BS"]
     return batch
 
 
-def _offer(refused: bool, stated: dict[str, Any]) -> _core.Offer:
-    offer = _core.Offer()
-    body = bytes([refused]) + hashlib.blake2b(repr(sorted(stated.items())).encode(), digest_size=16).digest()
-    offer.set_body(body, len(body))
+def _body(refused: bool, call: Call, stated: dict[str, Any]) -> tuple[bytes, bytes]:
+    """Return what stands before and behind the number of a call in its header."""
+    digest = hashlib.blake2b(repr(sorted(stated.items())).encode(), digest_size=_REFUSED_AND_DIGEST - 1).digest()
+    return bytes([refused]) + digest, call.operator.name.encode()[:NAME_BYTES]
+
+
+def _offer(offer: _core.Offer, head: bytes, name: bytes, number: bytes) -> _core.Offer:
+    offer.set_body(head + number + name, _REFUSED_AND_DIGEST + _NUMBER)
     return offer
-
-
-def of(members: Group) -> Session:
-    """Return the session of these ranks; collective where there is none yet.
-
-    Raises:
-        BackendError: the ranks cannot map each other's windows; says which and why.
-    """
-    sessions: dict[tuple[int, ...], Session] = members.shared.setdefault("windows", {})
-    session = sessions.get(members.members)
-    if session is None:
-        session = sessions[members.members] = Session(members)
-    return session

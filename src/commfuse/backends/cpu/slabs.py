@@ -10,18 +10,21 @@ from __future__ import annotations
 import math
 import os
 import threading
+import warnings
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cache, lru_cache
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from ... import _core
+from ... import _core, config
+from ...errors import CommfuseWarning
 
 ADDRESSES = 64 << 30  # bytes of address space reserved for one process
 CONTROL = 4 << 20  # of them for the control blocks of groups
+_LARGE_TAIL = 64 << 20  # filled bytes behind the used part of which the user is told, once
 _TAIL = 1 << 20  # a slab is only looked at for pages behind its used part if they could be this many bytes
 
 
@@ -33,22 +36,33 @@ class Slab:
     num_bytes: int
     address: int
     used: int = 0  # bytes that the backend itself has written
-    readers: list[tuple[Any, int]] = field(default_factory=list)  # (channel, operation) whose peers may be reading it
+    readers: list[Reading] = field(default_factory=list)
 
     def in_use(self) -> bool:
         """Whether a peer may still read it."""
-        self.readers = [(channel, sequence) for channel, sequence in self.readers if not consumed(channel, sequence)]
+        self.readers = [reading for reading in self.readers if not reading.is_over()]
         return bool(self.readers)
 
 
-def consumed(channel: _core.Channel, sequence: int) -> bool:
-    """Whether every living peer has finished reading what operation ``sequence`` published."""
-    if channel.reached(_core.CONSUMED, sequence):
-        return True
-    if not channel.poisoned:
-        return False
-    others = [member for member in channel.active if member != channel.index]
-    return all(channel.counter(member, _core.CONSUMED) >= sequence or not channel.alive(member) for member in others)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reading:
+    """A call that has published a slab to those who took part in it, and who may be reading it."""
+
+    channel: _core.Channel
+    sequence: int
+    epoch: int
+    members: tuple[int, ...]
+
+    def is_over(self) -> bool:
+        """Whether every one of them has finished, or has ended."""
+        channel = self.channel
+        if channel.epoch == self.epoch:
+            if channel.reached(_core.CONSUMED, self.sequence):
+                return True
+            if not channel.poisoned:
+                return False
+        others = [member for member in self.members if member != channel.index]  # left out since then, one may be reading still
+        return all(channel.counter(one, _core.CONSUMED) >= self.sequence or not channel.alive(one) for one in others)
 
 
 class _Memory(np.ndarray):
@@ -67,6 +81,10 @@ class Slabs:
 
     def __init__(self) -> None:
         self.arena = _core.Arena(ADDRESSES, CONTROL)
+        limit = config.get("window_max")
+        if limit:
+            self.arena.limit_bytes = limit
+        self._warned = False
         self._bytes: npt.NDArray[np.uint8] = np.frombuffer(memoryview(self.arena), dtype=np.uint8)
         self._base = self.arena.address
         self._end = CONTROL
@@ -131,16 +149,28 @@ class Slabs:
         self.populate(slab, min(rows, shape[0]) * row_bytes)
         return self.tensor(slab, shape, dtype)
 
+    def lent(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """Return a tensor in the window for the user to write.
+
+        Raises:
+            CoreMemoryError: all of it would not fit.
+        """
+        held, more, limit = self.arena.allocated_bytes(), math.prod(shape) * dtype.itemsize, self.arena.limit_bytes
+        if held + more > limit:
+            raise _core.CoreMemoryError(
+                f"{more} bytes beside the {held} that the window holds exceed COMMFUSE_WINDOW_MAX = {limit} bytes"
+            )
+        return self.empty(shape, dtype, rows=0)
+
     def tensor(self, slab: Slab, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """Return a tensor over ``slab``, which comes back when the last alias of the tensor is gone."""
-        num_bytes = math.prod(shape) * dtype.itemsize
-        memory = self._bytes[slab.offset : slab.offset + num_bytes].view(_Memory)
+        memory = _Memory(shape, _carrier(dtype), self._bytes, slab.offset)
         memory.home, memory.slab = self._home, slab
         self._held[slab.address] = slab
         if not torch.is_inference_mode_enabled():
-            return torch.from_numpy(memory).view(dtype).view(shape)
+            return _as_tensor(memory, dtype)
         with torch.inference_mode(False):  # a normal tensor, whose changes are counted, wherever the call was made
-            return torch.from_numpy(memory).view(dtype).view(shape)
+            return _as_tensor(memory, dtype)
 
     def view(self, slab: Slab, begin: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """Return a tensor over a part of ``slab``, for use before the slab is given back."""
@@ -170,26 +200,38 @@ class Slabs:
         """Give back pages behind the used part, which an operation on a whole buffer may have filled."""
         first = slab.offset + slab.used
         tail = slab.offset + slab.num_bytes - first
-        if self.arena.allocated_bytes(first, tail) >= _TAIL:
+        filled = self.arena.allocated_bytes(first, tail)
+        if filled >= _TAIL:
             self.arena.punch(first, tail)
+        if filled >= _LARGE_TAIL and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"an operation has written {filled >> 20} MiB behind the {slab.used >> 20} MiB of rows that were received: use "
+                "expand_x[:total], with total the last of ep_recv_counts, in place of the whole buffer",
+                CommfuseWarning,
+                stacklevel=2,
+            )
 
 
+@cache
+def _carrier(dtype: torch.dtype) -> npt.DTypeLike:
+    """The numpy type under a tensor of ``dtype``; an integer of the same size where numpy has no such type."""
+    try:
+        return torch.empty(0, dtype=dtype).numpy().dtype
+    except TypeError:
+        return np.dtype(f"i{dtype.itemsize}")
+
+
+def _as_tensor(memory: _Memory, dtype: torch.dtype) -> torch.Tensor:
+    made = torch.from_numpy(memory)
+    return made if made.dtype == dtype else made.view(dtype)
+
+
+@lru_cache(maxsize=1024)
 def _size_class(num_bytes: int) -> int:
     """Round up to one of eight sizes an octave, in whole pages, so that slabs of similar sizes serve each other."""
     step = max(_core.PAGE_BYTES, 1 << max(num_bytes.bit_length() - 4, 0))
     return max(-(-num_bytes // step), 1) * step
-
-
-def window_empty(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """Return an uninitialised tensor in this process's window: combine publishes it where it lies, without a copy.
-
-    It must stay as it is from that call until the group's next one; take a fresh one for every use. Memory is allocated as it is
-    written.
-
-    Raises:
-        CoreMemoryError: the window's address space is used up.
-    """
-    return own().empty(shape, dtype, rows=0)
 
 
 _of_process: tuple[int, Slabs] | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -20,13 +21,12 @@ class Staging:
 
     def __init__(self, session: Session, sizes: Sequence[int]) -> None:
         """Raises CoreMemoryError when there is not enough memory; nothing has been touched then."""
-        begin, self._begins = 0, []
-        for size in sizes:
-            self._begins.append(begin)
-            begin += -(-size // _ALIGN) * _ALIGN
+        self._begins, num_bytes = _cut(tuple(sizes))
         self._sizes = sizes
         self._session = session
-        self._slab = session.slabs.staging(begin)
+        self._held = False
+        self._slab = session.slabs.staging(num_bytes)
+        self._held = True
 
     def address(self, segment: int) -> int:
         """Where ``segment`` begins."""
@@ -47,6 +47,14 @@ class Staging:
         else:
             self.view(segment, tuple(rows.shape), rows.dtype).copy_(rows)
 
+    def copy_first(self, segment: int, rows: torch.Tensor) -> None:
+        """Fill ``segment`` with the first of ``rows``, of which there are enough, without gaps."""
+        num_bytes = self._sizes[segment]
+        if rows.is_contiguous():
+            _core.copy(self.address(segment), rows.data_ptr(), num_bytes)
+        elif num_bytes:
+            self.copy_in(segment, rows[: num_bytes * len(rows) // (rows.numel() * rows.element_size())])
+
     def fill(self, offer: _core.Offer) -> None:
         """Name the segments in ``offer``."""
         for segment, size in enumerate(self._sizes):
@@ -54,5 +62,20 @@ class Staging:
 
     def release(self, sequence: int) -> None:
         """Give the slab back, once every peer has read what call ``sequence`` published."""
-        self._slab.readers.append((self._session.channel, sequence))
+        self._held = False
+        self._slab.readers.append(self._session.reading(sequence))
         self._session.slabs.give(self._slab)
+
+    def __del__(self) -> None:
+        if self._held:  # an error came before `release`: peers may read what was published
+            self.release(self._session.newest)
+
+
+@lru_cache(maxsize=1024)
+def _cut(sizes: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
+    """Return where segments of ``sizes`` bytes begin, and how many bytes they take in all."""
+    begin, begins = 0, []
+    for size in sizes:
+        begins.append(begin)
+        begin += -(-size // _ALIGN) * _ALIGN
+    return tuple(begins), begin

@@ -1,4 +1,4 @@
-"""Grouped matmul and AlltoAllV over the exchanges of a group: the portable way."""
+"""Grouped matmul and AlltoAllV over the exchanges of a group: the portable way, and the pure parts that every way shares."""
 
 from __future__ import annotations
 
@@ -68,12 +68,27 @@ def shared_product(call: Call, out: torch.Tensor | None) -> torch.Tensor | None:
     return product(call["mm_x"], call["mm_weight"].mT if call["trans_mm_weight"] else call["mm_weight"], out)
 
 
+def own_counts(call: Call) -> orders.Ints:
+    """Return what this rank sends and what it receives, [send or receive, peer, expert]."""
+    shape = (call["ep_world_size"], call["e"])
+    return np.stack([np.asarray(call[name], dtype=np.int64).reshape(shape) for name in ("send_counts", "recv_counts")])
+
+
+def check_counts(call: Call, members: Group, everyone: orders.Ints) -> None:
+    """Raise ArgumentError on every rank unless every rank sends what its peers expect.
+
+    ``everyone``: `own_counts` of all members, [rank, send or receive, peer, expert], the same on every rank: where all is well, every
+    rank sees that for itself.
+    """
+    sent, expected = everyone[:, 0], everyone[:, 1].swapaxes(0, 1)  # [from, to, expert]
+    if not np.array_equal(sent, expected):
+        verdict(call, members, _wrong_counts(everyone, members.index))
+
+
 def _agreed_counts(call: Call, members: Group) -> tuple[orders.Ints, orders.Ints]:
     """Return what this rank sends and receives, [peer, expert], once all ranks' counts are known to match."""
-    shape = (call["ep_world_size"], call["e"])
-    mine = [np.asarray(call[name], dtype=np.int64).reshape(shape) for name in ("send_counts", "recv_counts")]
-    everyone = members.gather(torch.from_numpy(np.stack(mine))).numpy()  # [rank, send or receive, peer, expert]
-    verdict(call, members, _wrong_counts(everyone, members.index))
+    mine = own_counts(call)
+    check_counts(call, members, members.gather(torch.from_numpy(mine)).numpy())
     return mine[0], mine[1]
 
 

@@ -11,8 +11,10 @@ from . import plan, values
 
 if TYPE_CHECKING:
     from ...call import Call
+from ...observe.ranges import phase
 
 
+@phase("sum")
 def float32_sum(call: Call, rows: torch.Tensor, sent: plan.Routes) -> torch.Tensor:
     """Return the sums [BS, H] before the final rounding; ``rows`` are the returned rows in the order of ``sent``.
 

@@ -13,6 +13,7 @@ from . import packing, plan, quantise, values
 if TYPE_CHECKING:
     from ...call import Call
     from ...groups import Group
+from ...observe.ranges import phase
 
 Named = dict[str, torch.Tensor]
 
@@ -70,6 +71,7 @@ def _smooth_rows(call: Call, sent: plan.Routes) -> torch.Tensor:
     return smooth
 
 
+@phase("pull")
 def fill_rows(
     call: Call, outputs: Named, packed: torch.Tensor, like: Sequence[torch.Tensor], came: plan.Arrivals
 ) -> list[torch.Tensor]:

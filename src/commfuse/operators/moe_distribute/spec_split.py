@@ -22,7 +22,7 @@ from ...spec.model import (
     holds,
     one_of,
 )
-from . import goldens, rows, split_steps, values
+from . import flights, goldens, rows, split_steps, values
 
 PAGE = "npu_moe_distribute_combine_setup page, "
 
@@ -218,7 +218,7 @@ DISPATCH_SETUP = _operator(
     ),
     agree=(*_AGREE, "quant_mode", "x.dtype", "scales is not None"),
     phase="setup",
-    values=split_steps.setup_values(values.dispatch),
+    values=flights.setup_values(values.dispatch),
     steps=split_steps.dispatch_setup,
     golden=goldens.nothing,
 )
@@ -280,10 +280,10 @@ DISPATCH_TEARDOWN = _operator(
     ),
     agree=(),
     phase="teardown",
-    values=split_steps.teardown_values(lambda call: []),
+    values=flights.teardown_values(lambda call: []),
     steps=split_steps.dispatch_teardown,
     golden=goldens.split_dispatch,
-    golden_args=split_steps.both_halves,
+    golden_args=flights.both_halves,
 )
 
 _EXPAND_X = Tensor(
@@ -335,7 +335,7 @@ COMBINE_SETUP = _operator(
     ),
     agree=(*_AGREE, "comm_quant_mode", "expand_x.dtype"),
     phase="setup",
-    values=split_steps.setup_values(values.held_counts),
+    values=flights.setup_values(values.held_counts),
     steps=split_steps.combine_setup,
     golden=goldens.nothing,
 )
@@ -419,8 +419,8 @@ COMBINE_TEARDOWN = _operator(
     ),
     agree=(),
     phase="teardown",
-    values=split_steps.teardown_values(values.combine_own_tokens),
+    values=flights.teardown_values(values.combine_own_tokens),
     steps=split_steps.combine_teardown,
     golden=goldens.split_combine,
-    golden_args=split_steps.both_halves,
+    golden_args=flights.both_halves,
 )

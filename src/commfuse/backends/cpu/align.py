@@ -1,0 +1,220 @@
+"""How ranks agree anew on who takes part: after a death, when ``elastic_info`` leaves others out, or to start afresh.
+
+Every rank shows its proposal on its board and waits until all whom it names show the same. Attempts are numbered: a rank that sees
+a later number joins that attempt, one that sees an earlier number waits. When all agree, calls are numbered from a common start, the
+older causes are no longer heeded, and what was lent to ranks that are gone is free. A rank that fails shows why, and all fail alike.
+The store and the process group are not needed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, NoReturn
+
+from ... import config
+from ...agreement import refusal
+from ...errors import ArgumentError, CommfuseError, ExchangeError, MismatchError
+from .board import FAILED, PROPOSED, SETTLED, Agreed, Note
+
+if TYPE_CHECKING:
+    from ...call import Call
+    from ...groups import Group
+    from .domain import Domain
+
+_MEMBERS, _ALIVE = "members", "alive"  # what may be agreed on; a failed one names its error instead
+_ERRORS: dict[str, type[CommfuseError]] = {kind.__name__: kind for kind in (ExchangeError, MismatchError, ArgumentError)}
+_SLICE = 0.05  # seconds between two looks at everybody
+_LAST_EPOCH = 0xFFFF
+
+
+def agree(domain: Domain, subject: str, members: Group) -> None:
+    """Agree with ``members`` that they and nobody else take part from now on.
+
+    Raises:
+        MismatchError: a rank leaves out others; the text shows both sets.
+        ArgumentError: a rank refuses its call; the text is its reason.
+        ExchangeError: a rank has ended or did not come in time. Whatever is raised, the group is as it was before.
+    """
+    place = {rank: member for member, rank in enumerate(domain.home.members)}
+    attempt = _Attempt(domain, subject, _MEMBERS, frozenset(place[rank] for rank in members.members))
+    agreed = attempt.run()
+    if agreed.attempt > _LAST_EPOCH:
+        raise ExchangeError(f"{subject}: group {domain.home.name!r} has agreed anew {_LAST_EPOCH} times; make a new group")
+    domain.restart(agreed.attempt, agreed.members, agreed.calls)
+
+
+def survivors(domain: Domain, subject: str) -> tuple[int, ...]:
+    """Return the ranks that live, the same on all of them; every living rank asks.
+
+    Raises:
+        ExchangeError: a living rank did not come in time.
+    """
+    everybody = frozenset(range(len(domain.home.members)))
+    agreed = _Attempt(domain, subject, _ALIVE, everybody).run()
+    return tuple(sorted(domain.home.members[member] for member in agreed.members))
+
+
+def refuse(domain: Domain, call: Call) -> NoReturn:
+    """Refuse ``call`` in a group that is given up: the others, who may be about to go on without the dead, read it on the board."""
+    text = refusal(call, domain.home)
+    _fail(domain, domain.next_attempt, ArgumentError(text))
+    raise ArgumentError(text)
+
+
+def look(domain: Domain, call: Call, member: int) -> None:
+    """Raise if ``member``, which this rank waits for in ``call``, is about to agree with this rank and others on who takes part.
+
+    Raises:
+        ArgumentError: it is, and this rank refuses its call, whose table may be why they differ; both sides read it.
+        MismatchError: it is; both sides read it.
+    """
+    note = domain.board.read(member)
+    if note is None or note.state != PROPOSED or note.proposal.attempt < domain.next_attempt:
+        return
+    if domain.home.index not in note.proposal.members:  # busy with others: it may come after that, or stop this group
+        return
+    if call.broken:
+        refused = ArgumentError(refusal(call, domain.home))
+        _fail(domain, note.proposal.attempt, refused)
+        raise refused
+    error = MismatchError(
+        f"{call.operator.name}: ranks of group {domain.home.name!r} disagree on who goes on:\n"
+        f"  rank {domain.home.rank}: in a call of {_ranks(domain, domain.present)}\n"
+        f"  rank {domain.home.members[member]}: {_wish(domain, note.proposal)}"
+    )
+    _fail(domain, note.proposal.attempt, error)
+    raise error
+
+
+class _Attempt:
+    """One agreement, as this rank sees it."""
+
+    def __init__(self, domain: Domain, subject: str, kind: str, wanted: frozenset[int]) -> None:
+        self._domain, self._subject = domain, subject
+        self._me = domain.home.index
+        calls = domain.whole.published, domain.halves.published
+        self._mine = Agreed(attempt=domain.next_attempt, kind=kind, members=wanted, calls=calls)
+        self._begin = time.monotonic()
+
+    def run(self) -> Agreed:
+        """Return what all have agreed on: the set, and the newest calls of any."""
+        with self._failing_alike():
+            self._propose()
+            while True:
+                self._look_for_deaths()
+                notes = self._read()
+                if notes is None:
+                    continue
+                settled = [note.settled for note in notes.values() if self._is_mine(note.settled)]
+                if settled:  # others are through: what they have settled on holds
+                    return self._settle(settled[0])
+                missing = sorted(self._mine.members - {self._me} - notes.keys())
+                if not missing:
+                    calls = [
+                        max(n) for n in zip(self._mine.calls, *(note.proposal.calls for note in notes.values()), strict=True)
+                    ]
+                    return self._settle(replace(self._mine, calls=(calls[0], calls[1])))
+                self._wait(missing)
+
+    def _read(self) -> dict[int, Note] | None:
+        """Return the notes of those who agree; None if this rank has proposed anew because of what it read."""
+        notes = {}
+        for member in sorted(self._mine.members - {self._me}):
+            note = self._domain.board.read(member)
+            if note is None:
+                continue
+            if self._is_mine(note.settled):
+                return {member: note}
+            if note.proposal.attempt < self._mine.attempt:
+                continue
+            if note.state == FAILED:
+                raise _ERRORS.get(note.proposal.kind, ExchangeError)(note.text)
+            newest = note.proposal.attempt + (note.state == SETTLED)
+            if newest > self._mine.attempt:
+                self._propose(attempt=newest)
+                return None
+            if (note.proposal.kind, note.proposal.members) == (self._mine.kind, self._mine.members):
+                notes[member] = note
+            elif not note.proposal.kind == self._mine.kind == _ALIVE:
+                if self._me in note.proposal.members or self._domain.lost_a_rank:
+                    self._differ(member, note.proposal)
+                # otherwise it is busy with others, and may come to this agreement after that one
+            elif not self._mine.members <= note.proposal.members:  # it has noticed a death before this rank did
+                self._propose(members=self._mine.members & note.proposal.members)
+                return None
+        return notes
+
+    def _is_mine(self, settled: Agreed) -> bool:
+        if (settled.attempt, settled.kind) != (self._mine.attempt, self._mine.kind):
+            return False
+        return settled.members == self._mine.members or settled.kind == _ALIVE
+
+    def _propose(self, **changes: object) -> None:
+        self._mine = replace(self._mine, **changes)  # type: ignore[arg-type]
+        self._domain.board.show(Note(state=PROPOSED, proposal=self._mine, settled=self._domain.settled))
+
+    def _settle(self, agreed: Agreed) -> Agreed:
+        self._domain.settled = agreed
+        self._domain.board.show(Note(state=SETTLED, proposal=agreed, settled=agreed))
+        return agreed
+
+    def _differ(self, member: int, theirs: Agreed) -> NoReturn:
+        lines = [f"{self._subject}: ranks of group {self._domain.home.name!r} disagree on who goes on:"]
+        for one, agreed in sorted(((self._me, self._mine), (member, theirs)), key=lambda side: side[0]):
+            lines.append(f"  rank {self._domain.home.members[one]}: {_wish(self._domain, agreed)}")
+        raise MismatchError("\n".join(lines))
+
+    def _look_for_deaths(self) -> None:
+        """Before anything else: who joins a later attempt of others, who know of a death, with the dead in its own set only differs."""
+        dead = [member for member in sorted(self._mine.members) if not self._domain.whole.channel.alive(member)]
+        silent = [member for member in dead if self._has_not_answered(member)]
+        if silent and self._mine.kind == _ALIVE:
+            self._propose(members=self._mine.members - set(silent))
+        elif silent:
+            seconds = time.monotonic() - self._begin
+            remedy = "Leave it out of elastic_info to go on without it."
+            self._give_up(f"{self._domain.who(silent[0])} has ended; awaited for {seconds:.2f} s: {{}}. {remedy}")
+
+    def _wait(self, missing: list[int]) -> None:
+        domain, timeout = self._domain, config.get("timeout")
+        if time.monotonic() - self._begin > timeout:
+            self._give_up(f"{domain.who(missing[0])} did not come within {timeout:g} s; awaited: {{}}")
+        domain.board.wait(missing[0], min(_SLICE, timeout))
+
+    def _has_not_answered(self, member: int) -> bool:
+        """Whether what it showed last, before it ended, is no answer."""
+        note = self._domain.board.read(member)
+        return note is None or note.proposal != replace(self._mine, calls=note.proposal.calls)
+
+    def _give_up(self, text: str) -> NoReturn:
+        awaited = f"that it {_wish(self._domain, self._mine)}"
+        raise ExchangeError(self._domain.about(self._subject, text.format(awaited)))
+
+    @contextmanager
+    def _failing_alike(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException as error:
+            _fail(self._domain, self._mine.attempt, error)
+            raise
+
+
+def _fail(domain: Domain, attempt: int, error: BaseException) -> None:
+    """Show the others why this attempt has failed here."""
+    told = isinstance(error, CommfuseError)
+    text = str(error) if told else f"rank {domain.home.rank} broke off: {type(error).__name__}: {error}"
+    failed = Agreed(attempt=attempt, kind=type(error).__name__ if told else ExchangeError.__name__)
+    domain.failed = attempt
+    domain.board.show(Note(state=FAILED, proposal=failed, settled=domain.settled, text=text))
+
+
+def _wish(domain: Domain, agreed: Agreed) -> str:
+    return "asks who is alive" if agreed.kind == _ALIVE else f"goes on with {_ranks(domain, agreed.members)}"
+
+
+def _ranks(domain: Domain, members: frozenset[int]) -> str:
+    ranks = ", ".join(str(rank) for rank in sorted(domain.home.members[member] for member in members))
+    return f"ranks {ranks}" if len(members) > 1 else f"rank {ranks} alone"

@@ -1,0 +1,87 @@
+"""Small messages of each rank that the others read: agreements outside calls, without the process group and its store."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ... import _core
+
+PROPOSED, SETTLED, FAILED = "proposed", "settled", "failed"  # where its rank is with an agreement
+_TEXT = _core.POST_BYTES // 2  # of an error; the rest is for two sets of members
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Agreed:
+    """What ranks have agreed on. ``attempt`` numbers the agreements of a group; ``calls``: the newest call of each session."""
+
+    attempt: int = 0
+    kind: str = ""
+    members: frozenset[int] = frozenset()
+    calls: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Note:
+    """What one rank shows: its ``proposal``, or why that has failed; and the last one on which it has agreed with the others."""
+
+    state: str
+    proposal: Agreed
+    settled: Agreed
+    text: str = ""
+
+    def pack(self) -> bytes:
+        """As bytes; the text is cut to what fits."""
+        text = self.text if len(self.text) <= _TEXT else self.text[: _TEXT - 4] + " ..."
+        content = {"state": self.state, "text": text, "proposal": _plain(self.proposal), "settled": _plain(self.settled)}
+        return json.dumps(content, ensure_ascii=False).encode()
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Note | None:
+        """The other way; None for bytes that are no note."""
+        try:
+            content = json.loads(data.rstrip(b"\0"))
+            made = {name: _agreed(content[name]) for name in ("proposal", "settled")}
+            return cls(state=str(content["state"]), text=str(content["text"]), **made)
+        except (ValueError, KeyError, TypeError):
+            return None
+
+
+def _plain(agreed: Agreed) -> dict[str, Any]:
+    return {**asdict(agreed), "members": f"{sum(1 << member for member in agreed.members):x}"}
+
+
+def _agreed(content: dict[str, Any]) -> Agreed:
+    bits = int(content["members"], 16)
+    members = frozenset(member for member in range(bits.bit_length()) if bits >> member & 1)
+    whole, halves = content["calls"]
+    return Agreed(attempt=int(content["attempt"]), kind=str(content["kind"]), members=members, calls=(int(whole), int(halves)))
+
+
+class Board:
+    """The boards of all members, through one channel."""
+
+    def __init__(self, channel: _core.Channel) -> None:
+        self._channel = channel
+        self._posts = 0
+        self._seen = [0] * channel.num_members  # the number of what was read last
+
+    def show(self, note: Note) -> None:
+        """Put ``note`` on this rank's board, in the place of the one before."""
+        self._posts += 1
+        self._channel.post(self._posts, note.pack())
+
+    def read(self, member: int) -> Note | None:
+        """Return what ``member`` shows now; None if nothing yet."""
+        while True:
+            number = self._seen[member] = self._channel.counter(member, _core.POSTED)
+            if number == 0:
+                return None
+            data = self._channel.posted(member, number)
+            if self._channel.counter(member, _core.POSTED) == number:  # its place is not being written again
+                return Note.unpack(data)
+
+    def wait(self, member: int, timeout_s: float) -> None:
+        """Wait a little for ``member`` to show something newer than was read last."""
+        self._channel.wait_member(member, _core.POSTED, self._seen[member] + 1, timeout_s, False)
