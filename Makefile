@@ -16,11 +16,13 @@ help:  ## this list
 demo: install  ## an expert-parallel MoE layer over real processes, every token compared
 	$(BIN)/commfuse demo
 
-test: install lint  ## linters, types and all tests
-	$(BIN)/python -m pytest
+test: install lint test-core-quick  ## linters, types and all tests; two files of tests at a time, then those that need the machine alone
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not alone"
+	$(BIN)/python -m pytest -m alone
 
-test-all: install lint  ## also the long tests: more random cases of the same kinds
-	$(BIN)/python -m pytest --long
+test-all: install lint test-core  ## also the long tests: more random cases of the same kinds
+	$(BIN)/python -m pytest --long -n 2 --dist loadfile -m "not alone"
+	$(BIN)/python -m pytest --long -m alone
 
 SECONDS ?= 600
 soak: install  ## random operators on 4 processes, SECONDS=600: every output compared, memory must stay flat

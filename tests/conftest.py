@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,6 +13,7 @@ import torch
 from commfuse.ranks import RankFailedError, Ranks
 
 torch.set_num_threads(1)
+FAULT_SEED = os.environ.setdefault("COMMFUSE_FAULT_SEED", str(random.randrange(10000)))  # for all processes of this run
 
 RunRanks = Callable[..., list[Any]]
 
@@ -19,8 +22,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="also more cases of what the short tests cover")
 
 
-def pytest_report_header() -> str:
-    return "random configurations are numbered, and the number is their seed: `commfuse check --case random-17` repeats one"
+def pytest_report_header() -> list[str]:
+    return [
+        "random configurations are numbered, and the number is their seed: `commfuse check --case random-17` repeats one",
+        f"faults are chosen by COMMFUSE_FAULT_SEED={FAULT_SEED}",
+    ]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -72,7 +72,10 @@ def _bytes(text: str) -> int:
     number = text.rstrip("KMGTkmgt")
     if not number.isdecimal():
         raise ValueError
-    return int(number) * scale[text[len(number) :].upper()]
+    value = int(number) * scale[text[len(number) :].upper()]
+    if value >= 1 << 63:
+        raise ValueError
+    return value
 
 
 _LONGEST = 1e6  # seconds; torch takes no infinite one
@@ -119,7 +122,7 @@ SETTINGS = (
         name="window_max",
         variable="COMMFUSE_WINDOW_MAX",
         default="0",
-        allowed="bytes, as 4294967296, 4G or 512M; 0 for no limit but the memory there is",
+        allowed="bytes below 2**63, as 4294967296, 4G or 512M; 0 for no limit but the memory there is",
         parse=_bytes,
         meaning="most memory that this process's window may hold; what would go beyond is refused before it is touched (cpu backend)",
     ),

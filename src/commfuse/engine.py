@@ -38,15 +38,16 @@ def run(operator: Operator, args: dict[str, Any]) -> tuple[torch.Tensor | None, 
     begin = time.perf_counter_ns()
     torch._C._set_grad_enabled(False)  # torch.no_grad and, below, a range cost more than all checks of a repeated call
     try:
+        backend = backends.of(members)
         if not torch.autograd._profiler_enabled():
-            outputs = backends.of(members).run(call)
+            outputs = backend.run(call)
         else:
             with torch.profiler.record_function(f"commfuse::{operator.name}"):
-                outputs = backends.of(members).run(call)
+                outputs = backend.run(call)
     except BaseException as error:
-        ended(call, begin, error)
+        ended(call, begin, error=error)
         raise
     finally:
         torch._C._set_grad_enabled(with_grad)
-    ended(call, begin)
+    ended(call, begin, backend.name)
     return outputs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -51,7 +52,7 @@ def run(*arguments: str | Path, deadline: float = 150, env: dict[str, str] | Non
 def free_port() -> str:
     """Return a TCP port of this host that nothing uses, below those that the system hands out to connections by itself."""
     first_ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    for port in range(first_ephemeral - 1, 1024, -1):
+    for port in random.SystemRandom().sample(range(10_000, first_ephemeral), 100):  # tests may run side by side
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return str(port)

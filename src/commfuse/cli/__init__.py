@@ -55,8 +55,10 @@ COMMANDS = (
         help="compare a backend with the published formulas, over named and random cases",
         examples=(
             ("commfuse check", "the backend that a group takes by itself, all named cases, some random"),
-            ("commfuse check --random 500 --seed 7 --ranks 2 4", "more random cases, only those with 2 or 4 processes"),
-            ("commfuse check --backend portable --case mask-2d", "one case, one backend"),
+            (
+                "commfuse check --random 500 --seed 7 --ranks 2 4 --backend portable",
+                "more random cases, only on 2 or 4 processes",
+            ),
             ("commfuse check --soak 600", "ten minutes of random cases on the same four processes; memory must stay flat"),
         ),
     ),

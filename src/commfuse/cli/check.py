@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import random
 import re
 import time
 from collections import Counter
@@ -16,12 +17,13 @@ from rich.text import Text
 
 from .. import __version__, config
 from ..checking import FAMILIES, Family, Outcome, check
-from . import terminal
+from . import soak, terminal
 from .arguments import UsageError, add_backend, add_json, whole_number
 from .processes import Processes
 
 MOST_RANKS = 16
 RANDOM = 20  # cases, unless asked for another number
+_LAST_SEED = 2**31 - 1
 _TRIES = 1000  # seeds looked at for one random case on a wanted number of ranks
 _SHOWN = 10  # differences that are printed in full
 
@@ -51,7 +53,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--random", type=whole_number(0, 100_000), metavar="N", help=f"random cases per family (default: {RANDOM})"
     )
     parser.add_argument(
-        "--seed", type=whole_number(0, 2**31 - 1), default=0, metavar="S", help="of the first random case (default: 0)"
+        "--seed", type=whole_number(0, _LAST_SEED), metavar="S", help="of the first random case (default: 0; to soak, any)"
+    )
+    parser.add_argument(
+        "--soak",
+        type=whole_number(1, 10_000_000),
+        metavar="SECONDS",
+        help=f"random cases without end, for so long, on the same processes ({soak.RANKS}, or --ranks N), whose memory must stay flat",
     )
     parser.add_argument("--list", action="store_true", help="print the named cases and their numbers of processes, run nothing")
     add_json(parser)
@@ -60,6 +68,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Run the cases; 0 only if every compared output is as it should be."""
     families = [family for family in FAMILIES.values() if args.operator in (None, *family.operators)]
+    if args.soak:
+        return _soak(args, families)
+    args.seed = args.seed or 0
     cases = [(family, case) for family in families for case in _cases(family, args)]
     if args.list:
         _list(cases, as_json=args.json)
@@ -76,6 +87,36 @@ def main(args: argparse.Namespace) -> int:
     else:
         _draw(rows, outcomes, seconds, terminal.console())
     return 1 if any(row.failed for row in rows) else 0
+
+
+def _soak(args: argparse.Namespace, families: Sequence[Family]) -> int:
+    """Run cases for ``--soak`` seconds; 0 only if every output was as it should be and no memory has grown."""
+    if args.case or args.random is not None or args.list or len(args.ranks or [soak.RANKS]) > 1:
+        raise UsageError("--soak takes random cases of its own, on one number of processes")
+    (ranks,) = args.ranks or [soak.RANKS]
+    args.seed = random.randrange(_LAST_SEED // 2) if args.seed is None else args.seed
+    begin = time.perf_counter()
+    found = soak.run(families, ranks, args.soak, args.seed, args.backend or config.get("backend"))
+    rows = _rows(families, found.outcomes, args.operator)
+    seconds = time.perf_counter() - begin
+    if args.json:
+        held = [[vars(rank) for rank in sample.ranks] for sample in found.samples]
+        report = _as_json(args, rows, found.outcomes, seconds)
+        passed = bool(report["passed"] and not found.growth)
+        terminal.print_json({**report, "ranks": ranks, "grown": found.growth, "memory": held, "passed": passed})
+    else:
+        _draw_soak(found, ranks, args.seed)
+        _draw(rows, found.outcomes, seconds, terminal.console(), found.growth)
+    return 1 if found.growth or any(row.failed for row in rows) else 0
+
+
+def _draw_soak(found: soak.Soak, ranks: int, seed: int) -> None:
+    out = terminal.console()
+    out.print(terminal.title(f"{len(found.outcomes):,} random cases on {ranks} processes, seed {seed}"))
+    table = terminal.table("most memory of one process [MiB]", "warm-up", "after it")
+    for name, kind in (("resident", "resident"), ("of that, window", "window")):
+        table.add_row(name, *(f"{soak.largest(found.samples, kind, warm=warm):,.1f}" for warm in (False, True)))
+    out.print(terminal.indented(table))
 
 
 def _cases(family: Family, args: argparse.Namespace) -> list[Any]:
@@ -150,7 +191,7 @@ def _as_json(args: argparse.Namespace, rows: Sequence[Row], outcomes: Sequence[O
     }
 
 
-def _draw(rows: Sequence[Row], outcomes: Sequence[Outcome], seconds: float, out: Console) -> None:
+def _draw(rows: Sequence[Row], outcomes: Sequence[Outcome], seconds: float, out: Console, grown: Sequence[str] = ()) -> None:
     names = ", ".join(_backends(outcomes)) or "no backend"
     out.print(terminal.title(f"{names} against the published formulas"))
     table = terminal.table("operator", "cases", "outputs compared", "cases that differ")
@@ -159,7 +200,11 @@ def _draw(rows: Sequence[Row], outcomes: Sequence[Outcome], seconds: float, out:
         table.add_row(row.operator, f"{row.cases:,}", f"{row.outputs:,}", Text(f"{len(row.failed):,}", style=style))
     out.print(terminal.indented(table))
     _draw_problems(_problems(rows, outcomes), out)
-    failed = any(row.failed for row in rows)
+    if grown:
+        out.print(terminal.title("What has grown"))
+    for text in grown:
+        out.print(terminal.indented(text))
+    failed = bool(grown) or any(row.failed for row in rows)
     word, style = ("FAILED", "bold red") if failed else ("passed", "bold green")
     out.print(Text.assemble("\n", (word, style), f" after {seconds:.1f} s"))
 

@@ -164,7 +164,9 @@ def _core_text(found: dict[str, Any]) -> Text:
 def _backend_text(name: str, reasons: list[str]) -> Text:
     if reasons:
         return Text.assemble(("no: ", "yellow"), "; ".join(reasons))
-    return Text.assemble(("can run", "green"), ", taken by itself" if name in backends.AUTOMATIC else ", when named")
+    before = backends.AUTOMATIC[: backends.AUTOMATIC.index(name)] if name in backends.AUTOMATIC else None
+    when = ", when named" if before is None else f", taken where {' and '.join(before)} cannot" if before else ", taken by itself"
+    return Text.assemble(("can run", "green"), when)
 
 
 def _settings_table(settings: list[InForce]) -> Table:

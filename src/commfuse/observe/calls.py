@@ -10,8 +10,8 @@ from . import log
 from .statistics import Tally, record_of
 
 
-def ended(call: Call, begin_ns: int, error: BaseException | None = None) -> None:
-    """Note that ``call``, begun at ``begin_ns`` of `time.perf_counter_ns`, is over, with ``error`` if it has raised."""
+def ended(call: Call, begin_ns: int, backend: str = "", error: BaseException | None = None) -> None:
+    """Note that ``call``, begun at ``begin_ns`` of `time.perf_counter_ns`, is over: ``backend`` ran it, or it raised ``error``."""
     nanoseconds = time.perf_counter_ns() - begin_ns
     record = record_of(call.group)
     record.calls += 1
@@ -22,5 +22,7 @@ def ended(call: Call, begin_ns: int, error: BaseException | None = None) -> None
     tally.nanoseconds += nanoseconds
     if error is not None:
         tally.errors += 1
+    else:
+        record.backend = backend
     if config.get("log") != "off":
         log.tell(call, nanoseconds, error)

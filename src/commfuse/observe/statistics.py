@@ -31,16 +31,14 @@ class Record:
     size: int
     calls: int = 0
     tallies: dict[str, Tally] = field(default_factory=dict)
-    backend: str = ""  # this and the next: as they were when a call was last logged
-    waited_us: dict[int, float] = field(default_factory=dict)
+    backend: str = ""  # of the latest call that gave a result
+    waited_us: dict[int, float] = field(default_factory=dict)  # when somebody last looked
     refreshed: int = 0  # after how many calls
 
     def refresh(self, group: Group) -> dict[int, float]:
         """Note what ``group`` knows now; return the microseconds that the latest call waited for each rank, nothing if not known."""
         before, self.waited_us = self.waited_us, group.waited_us()
         one_call, self.refreshed = self.refreshed == self.calls - 1, self.calls
-        chosen = group.shared.get("backend")
-        self.backend = "" if chosen is None else chosen[-1].name
         return {rank: waited - before.get(rank, 0.0) for rank, waited in self.waited_us.items()} if one_call else {}
 
 
@@ -68,7 +66,7 @@ class Stats:
     group: str
     rank: int  # of this process
     size: int
-    backend: str  # the latest; empty before the first call
+    backend: str  # of the latest call that gave a result; empty before the first
     operators: Mapping[str, OperatorStats]
     waited_us: tuple[float, ...]  # for each rank; 0 for this one
 
