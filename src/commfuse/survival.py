@@ -11,6 +11,7 @@ from . import backends, groups
 from .errors import ArgumentError
 
 _Domain = str | dist.ProcessGroup
+_MOST = 2**31 - 1
 
 
 def alive(group: _Domain) -> tuple[int, ...]:
@@ -75,13 +76,10 @@ def elastic_info(
     world = groups.resolve(group).size
     living = sorted(alive)
     found = _wrong_ranks("alive", living, range(world), f"ranks of the group, 0..{world - 1}")
-    moe_ranks = world - shared_expert_rank_num
-    if moe_ranks < 1 or moe_expert_num < 1 or moe_expert_num % moe_ranks:
-        found.append(f"moe_expert_num = {moe_expert_num}: must be a positive multiple of the {moe_ranks} MoE ranks")
-    experts = shared_expert_num if shared_expert_rank_num else 0
-    if experts and shared_expert_rank_num % experts:
-        found.append(f"shared_expert_rank_num = {shared_expert_rank_num}: must be a multiple of shared_expert_num = {experts}")
+    found += _wrong_sizes(world, moe_expert_num, shared_expert_num, shared_expert_rank_num)
     _refuse(found)
+    moe_ranks = world - shared_expert_rank_num
+    experts = shared_expert_num if shared_expert_rank_num else 0
     shared = _shared(living, experts, shared_expert_rank_num) if shared_ranks is None else list(shared_ranks)
     if shared_ranks is not None:
         found += _wrong_ranks("shared_ranks", shared, living, f"among the living ranks {living}")
@@ -95,6 +93,21 @@ def elastic_info(
     new_ids = [order.index(rank) if rank in order else -1 for rank in range(world)]
     gone = [-1] * (world - len(order))
     return torch.tensor([1, len(order), len(shared), left, *new_ids, *order, *gone], dtype=torch.int32)
+
+
+def _wrong_sizes(world: int, moe_experts: int, shared_experts: int, shared_ranks: int) -> list[str]:
+    if not 0 <= shared_ranks < world:
+        return [f"shared_expert_rank_num = {shared_ranks}: must be in 0..{world - 1}, below the ranks of the group"]
+    found = []
+    if not 0 < moe_experts <= _MOST or moe_experts % (world - shared_ranks):
+        found.append(
+            f"moe_expert_num = {moe_experts}: must be a positive multiple of the {world - shared_ranks} MoE ranks, in int32"
+        )
+    if shared_ranks and (shared_experts < 1 or shared_ranks % shared_experts):
+        found.append(
+            f"shared_expert_rank_num = {shared_ranks}: must be a multiple of shared_expert_num = {shared_experts}, at least 1"
+        )
+    return found
 
 
 def _shared(living: Sequence[int], experts: int, shared_ranks: int) -> list[int]:

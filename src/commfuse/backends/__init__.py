@@ -14,7 +14,7 @@ from .cpu import Cpu
 from .portable import Portable
 from .reference import Reference
 
-BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (Portable(), Reference(), Cpu())}
+BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (Cpu(), Portable(), Reference())}
 AUTOMATIC = ("cpu", "portable")  # in order of preference; the others only by name
 
 

@@ -21,6 +21,8 @@ from tests.conftest import RunRanks
 
 from . import core, layer  # noqa: F401 - skips where the core is not built
 
+pytestmark = pytest.mark.alone
+
 
 def round_trip(rank: int, world_size: int, seed: int = 0) -> bool:
     out = layer.dispatch(rank, world_size, seed)

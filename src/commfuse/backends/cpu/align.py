@@ -2,7 +2,8 @@
 
 Every rank shows its proposal on its board and waits until all whom it names show the same. Attempts are numbered: a rank that sees
 a later number joins that attempt, one that sees an earlier number waits. When all agree, calls are numbered from a common start, the
-older causes are no longer heeded, and what was lent to ranks that are gone is free. A rank that fails shows why, and all fail alike.
+older causes are no longer heeded, and what was lent to ranks that are gone is free. A rank that fails shows why until it has agreed
+again, and all whom it needed fail alike, also those that come when it tries the next time.
 The store and the process group are not needed.
 """
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from ...groups import Group
     from .domain import Domain
 
-_MEMBERS, _ALIVE = "members", "alive"  # what may be agreed on; a failed one names its error instead
+_MEMBERS, _ALIVE = "members", "alive"  # what may be agreed on
 _ERRORS: dict[str, type[CommfuseError]] = {kind.__name__: kind for kind in (ExchangeError, MismatchError, ArgumentError)}
 _SLICE = 0.05  # seconds between two looks at everybody
 _LAST_EPOCH = 0xFFFF
@@ -60,7 +61,9 @@ def survivors(domain: Domain, subject: str) -> tuple[int, ...]:
 def refuse(domain: Domain, call: Call) -> NoReturn:
     """Refuse ``call`` in a group that is given up: the others, who may be about to go on without the dead, read it on the board."""
     text = refusal(call, domain.home)
-    _fail(domain, domain.next_attempt, ArgumentError(text))
+    names_members = "elastic_info" in call.operator.names and call.args.get("elastic_info", ()) is not None
+    needed = frozenset(range(len(domain.home.members) if names_members else 0))
+    _fail(domain, Agreed(attempt=domain.next_attempt, kind=_MEMBERS, members=needed), ArgumentError(text))
     raise ArgumentError(text)
 
 
@@ -76,16 +79,18 @@ def look(domain: Domain, call: Call, member: int) -> None:
         return
     if domain.home.index not in note.proposal.members:  # busy with others: it may come after that, or stop this group
         return
+    if domain.poisoned:  # meanwhile, and the other knows already: this wait ends with that cause
+        return
     if call.broken:
         refused = ArgumentError(refusal(call, domain.home))
-        _fail(domain, note.proposal.attempt, refused)
+        _fail(domain, note.proposal, refused)
         raise refused
     error = MismatchError(
         f"{call.operator.name}: ranks of group {domain.home.name!r} disagree on who goes on:\n"
         f"  rank {domain.home.rank}: in a call of {_ranks(domain, domain.present)}\n"
         f"  rank {domain.home.members[member]}: {_wish(domain, note.proposal)}"
     )
-    _fail(domain, note.proposal.attempt, error)
+    _fail(domain, note.proposal, error)
     raise error
 
 
@@ -97,6 +102,7 @@ class _Attempt:
         self._me = domain.home.index
         calls = domain.whole.published, domain.halves.published
         self._mine = Agreed(attempt=domain.next_attempt, kind=kind, members=wanted, calls=calls)
+        self._first = self._mine.attempt
         self._begin = time.monotonic()
 
     def run(self) -> Agreed:
@@ -128,10 +134,11 @@ class _Attempt:
                 continue
             if self._is_mine(note.settled):
                 return {member: note}
-            if note.proposal.attempt < self._mine.attempt:
+            if self._has_failed(note):
+                self._mine = replace(self._mine, attempt=note.failed.attempt)  # not a later one that was joined: that is the next
+                raise _ERRORS.get(note.error, ExchangeError)(note.text)
+            if note.state == FAILED or note.proposal.attempt < self._mine.attempt:
                 continue
-            if note.state == FAILED:
-                raise _ERRORS.get(note.proposal.kind, ExchangeError)(note.text)
             newest = note.proposal.attempt + (note.state == SETTLED)
             if newest > self._mine.attempt:
                 self._propose(attempt=newest)
@@ -147,6 +154,10 @@ class _Attempt:
                 return None
         return notes
 
+    def _has_failed(self, note: Note) -> bool:
+        """Whether an attempt that needed this rank has failed where ``note`` comes from, though another may be under way there by now."""
+        return note.failed.attempt >= self._first and self._me in note.failed.members
+
     def _is_mine(self, settled: Agreed) -> bool:
         if (settled.attempt, settled.kind) != (self._mine.attempt, self._mine.kind):
             return False
@@ -154,11 +165,10 @@ class _Attempt:
 
     def _propose(self, **changes: object) -> None:
         self._mine = replace(self._mine, **changes)  # type: ignore[arg-type]
-        self._domain.board.show(Note(state=PROPOSED, proposal=self._mine, settled=self._domain.settled))
+        self._domain.board.show(state=PROPOSED, proposal=self._mine)
 
     def _settle(self, agreed: Agreed) -> Agreed:
-        self._domain.settled = agreed
-        self._domain.board.show(Note(state=SETTLED, proposal=agreed, settled=agreed))
+        self._domain.board.show(state=SETTLED, proposal=agreed, settled=agreed, failed=Agreed())
         return agreed
 
     def _differ(self, member: int, theirs: Agreed) -> NoReturn:
@@ -187,7 +197,7 @@ class _Attempt:
     def _has_not_answered(self, member: int) -> bool:
         """Whether what it showed last, before it ended, is no answer."""
         note = self._domain.board.read(member)
-        return note is None or note.proposal != replace(self._mine, calls=note.proposal.calls)
+        return note is None or note.state == FAILED or note.proposal != replace(self._mine, calls=note.proposal.calls)
 
     def _give_up(self, text: str) -> NoReturn:
         awaited = f"that it {_wish(self._domain, self._mine)}"
@@ -198,17 +208,16 @@ class _Attempt:
         try:
             yield
         except BaseException as error:
-            _fail(self._domain, self._mine.attempt, error)
+            _fail(self._domain, self._mine, error)
             raise
 
 
-def _fail(domain: Domain, attempt: int, error: BaseException) -> None:
+def _fail(domain: Domain, failed: Agreed, error: BaseException) -> None:
     """Show the others why this attempt has failed here."""
     told = isinstance(error, CommfuseError)
     text = str(error) if told else f"rank {domain.home.rank} broke off: {type(error).__name__}: {error}"
-    failed = Agreed(attempt=attempt, kind=type(error).__name__ if told else ExchangeError.__name__)
-    domain.failed = attempt
-    domain.board.show(Note(state=FAILED, proposal=failed, settled=domain.settled, text=text))
+    kind = type(error).__name__ if told else ExchangeError.__name__
+    domain.board.show(state=FAILED, proposal=failed, failed=failed, error=kind, text=text)
 
 
 def _wish(domain: Domain, agreed: Agreed) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ... import _core
 
 PROPOSED, SETTLED, FAILED = "proposed", "settled", "failed"  # where its rank is with an agreement
-_TEXT = _core.POST_BYTES // 2  # of an error; the rest is for two sets of members
+_TEXT = _core.POST_BYTES // 2  # of an error; the rest is for three sets of members
+_AGREEMENTS = ("proposal", "settled", "failed")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,27 +25,36 @@ class Agreed:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Note:
-    """What one rank shows: its ``proposal``, or why that has failed; and the last one on which it has agreed with the others."""
+    """What one rank shows: its ``proposal``; the last one on which it has agreed with the others; the last one that has ``failed``
+    since then, and why: the class of the error and its ``text``.
+    """
 
     state: str
     proposal: Agreed
     settled: Agreed
+    failed: Agreed = Agreed()
+    error: str = ""
     text: str = ""
 
     def pack(self) -> bytes:
         """As bytes; the text is cut to what fits."""
-        text = self.text if len(self.text) <= _TEXT else self.text[: _TEXT - 4] + " ..."
-        content = {"state": self.state, "text": text, "proposal": _plain(self.proposal), "settled": _plain(self.settled)}
-        return json.dumps(content, ensure_ascii=False).encode()
+        data = self._pack(_TEXT)
+        return data if len(data) <= _core.POST_BYTES else self._pack(_TEXT // 8)  # a character takes up to six bytes
+
+    def _pack(self, length: int) -> bytes:
+        text = self.text if len(self.text) <= length else self.text[: length - 4] + " ..."
+        content: dict[str, Any] = {name: _plain(getattr(self, name)) for name in _AGREEMENTS}
+        content |= {"state": self.state, "error": self.error, "text": text}
+        return json.dumps(content, ensure_ascii=False).encode(errors="replace")
 
     @classmethod
     def unpack(cls, data: bytes) -> Note | None:
         """The other way; None for bytes that are no note."""
         try:
             content = json.loads(data.rstrip(b"\0"))
-            made = {name: _agreed(content[name]) for name in ("proposal", "settled")}
-            return cls(state=str(content["state"]), text=str(content["text"]), **made)
-        except (ValueError, KeyError, TypeError):
+            made: dict[str, Any] = {name: _agreed(content[name]) for name in _AGREEMENTS}
+            return cls(**made | {name: str(content[name]) for name in ("state", "error", "text")})
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             return None
 
 
@@ -64,13 +74,15 @@ class Board:
 
     def __init__(self, channel: _core.Channel) -> None:
         self._channel = channel
+        self.mine = Note(state=SETTLED, proposal=Agreed(), settled=Agreed())  # what this rank shows, once it has shown anything
         self._posts = 0
         self._seen = [0] * channel.num_members  # the number of what was read last
 
-    def show(self, note: Note) -> None:
-        """Put ``note`` on this rank's board, in the place of the one before."""
+    def show(self, **changes: Any) -> None:
+        """Put this rank's note on its board, with fields changed, in the place of the one before."""
+        self.mine = replace(self.mine, **changes)
         self._posts += 1
-        self._channel.post(self._posts, note.pack())
+        self._channel.post(self._posts, self.mine.pack())
 
     def read(self, member: int) -> Note | None:
         """Return what ``member`` shows now; None if nothing yet."""

@@ -21,7 +21,7 @@ from ...errors import CommfuseError, ExchangeError, GroupError
 from ...groups import Group
 from ...operators.moe_distribute.flights import in_flight
 from . import align, host, slabs
-from .board import Agreed, Board
+from .board import Board
 from .join import DEPTHS, windows
 from .leaving import LeftOut
 from .session import Session
@@ -42,8 +42,6 @@ class Domain:
         channels, self.pids = windows(members, self.slabs)
         self.whole, self.halves = (Session(self, channel, depth) for channel, depth in zip(channels, DEPTHS, strict=True))
         self.board = Board(channels[0])
-        self.settled = Agreed()  # the last agreement on who takes part, and
-        self.failed = 0  # the last attempt at one that has failed
         members.shared.setdefault("waits", []).append(self.waited_us)
         self._busy = threading.Lock()
         self._pid = os.getpid()
@@ -53,7 +51,7 @@ class Domain:
     @property
     def next_attempt(self) -> int:
         """The number of the next agreement on who takes part, as far as this rank knows."""
-        return max(self.settled.attempt, self.failed) + 1
+        return max(self.board.mine.settled.attempt, self.board.mine.failed.attempt) + 1
 
     @property
     def present(self) -> frozenset[int]:

@@ -46,10 +46,20 @@ class Posted:
     error: CommfuseError | None = None
 
 
+@dataclass(eq=False)
+class _Form:
+    """What stands in the place of a `call.Form` there: hashable, as that is."""
+
+    agreed: dict[str, Any]
+
+
 def subject(name: str, members: Group) -> Any:
     """Return what stands in the place of a `Call` when ranks do something together that is no operator."""
     operator = SimpleNamespace(name=name, phase="whole")
-    return SimpleNamespace(operator=operator, group=members, partner=None, product=config.PORTABLE, broken=(), agreed={})
+    form = _Form(agreed={})
+    return SimpleNamespace(
+        operator=operator, group=members, partner=None, product=config.PORTABLE, broken=(), agreed=form.agreed, form=form
+    )
 
 
 class Session:
@@ -116,7 +126,7 @@ class Session:
         number = self.domain.calls.to_bytes(_NUMBER, "little")
         if call.broken or self is self.domain.halves:
             return _offer(_core.Offer(), *_body(bool(call.broken), call, self._stated(call)), number)
-        key = call.operator.name, call.product, tuple(call.agreed.values()), _batch(call)
+        key: Any = call.form if call.agreed is call.form.agreed else (call.form, tuple(call.agreed.values()))
         made = self._offers.get(key)
         if made is None:
             if len(self._offers) > 256:
