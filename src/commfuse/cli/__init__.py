@@ -59,7 +59,7 @@ COMMANDS = (
                 "commfuse check --random 500 --seed 7 --ranks 2 4 --backend portable",
                 "more random cases, only on 2 or 4 processes",
             ),
-            ("commfuse check --soak 600", "ten minutes of random cases on the same four processes; memory must stay flat"),
+            ("commfuse check --soak 600", "ten minutes of random cases on the same four processes, memory flat"),
         ),
     ),
     Command(
