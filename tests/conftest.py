@@ -30,6 +30,7 @@ def pytest_report_header() -> list[str]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: "shim" not in item.path.parts)  # the longest files first, so that none is left over at the end
     if not config.getoption("--long"):
         short = pytest.mark.skip(reason="more cases of what short tests cover: run with --long (make test-all)")
         for item in items:

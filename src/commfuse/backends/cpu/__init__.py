@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from ...agreement import accept
 from ...call import Call
@@ -35,6 +36,7 @@ _PATHS = {  # module and function, loaded with the first call: they need the cor
     "_npu_distribute_barrier": ("all_gather_mm", "distribute_barrier"),
 }
 _paths: dict[str, Path] = {}
+_T = TypeVar("_T")
 
 
 def window_operators() -> tuple[str, ...]:
@@ -64,16 +66,14 @@ class Cpu:
         domain = _domain(members)
         waited_us = [0.0] * len(members.members)
         session = domain.whole if phase == "whole" else domain.halves
+
+        def carry_out() -> Outputs:
+            if call.broken or call.partner is not None:
+                session.agree(call, waited_us)
+            return _path(call.operator.name)(call, session, waited_us)
+
         with domain.carrying_out(call.operator.name):
-            while True:
-                try:
-                    domain.attend(call, members)
-                    if call.broken or call.partner is not None:
-                        session.agree(call, waited_us)
-                    return _path(call.operator.name)(call, session, waited_us)
-                except LeftOut as found:
-                    if phase == "teardown":
-                        raise ExchangeError(domain.about(call.operator.name, f"its setup is void: {found}")) from None
+            return _with(domain, call, members, carry_out)
 
     def agree_on(self, members: Group, subject: str) -> None:
         """See `Backend.agree_on`."""
@@ -82,8 +82,7 @@ class Cpu:
         domain = _domain(members)
         with domain.carrying_out(subject):
             call = session.subject(subject, members)
-            domain.attend(call, members)
-            domain.whole.agree(call)
+            _with(domain, call, members, lambda: domain.whole.agree(call))
 
     def survivors(self, group: Group) -> tuple[int, ...]:
         """See `Backend.survivors`."""
@@ -101,6 +100,17 @@ class Cpu:
         with domain.carrying_out("commfuse.reset"):
             align.agree(domain, "commfuse.reset", group)
             domain.seat(group)
+
+
+def _with(domain: Domain, call: Call, members: Group, carry_out: Callable[[], _T]) -> _T:
+    """Carry out what ``members`` do together; once more, when others had gone on without this rank and take it in again."""
+    while True:
+        try:
+            domain.attend(call, members)
+            return carry_out()
+        except LeftOut as found:
+            if call.operator.phase == "teardown":
+                raise ExchangeError(domain.about(call.operator.name, f"its setup is void: {found}")) from None
 
 
 def _domain(members: Group) -> Domain:
