@@ -16,7 +16,7 @@ help:  ## this list
 demo: install  ## an expert-parallel MoE layer over real processes, every token compared
 	$(BIN)/commfuse demo
 
-test: install lint test-core-quick  ## linters, types and all tests; two files of tests at a time, then those that need the machine alone
+test: install lint  ## linters, types and all tests; two files of tests at a time, then those that need the machine alone
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not alone"
 	$(BIN)/python -m pytest -m alone
 

@@ -22,7 +22,7 @@ def chunks() -> list[Any]:
     """Random cases of each family, some at once; a family of a single operator has fewer arguments to combine."""
     out = []
     for family in FAMILIES.values():
-        short = 300 if len(family.operators) > 1 else 200
+        short = 200 if len(family.operators) > 1 else 100
         for first in range(0, MORE, AT_ONCE):
             marks = () if first < short else pytest.mark.long
             out.append(pytest.param(family, first, marks=marks, id=f"{family.name}-{first}"))
