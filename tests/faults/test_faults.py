@@ -23,7 +23,7 @@ from .work import ROUNDS
 
 pytestmark = pytest.mark.alone
 
-_SHORT, _LONG = 40, 240
+_SHORT, _LONG = 24, 240
 _SEED = int(os.environ.get("COMMFUSE_FAULT_SEED") or random.randrange(10000))
 _ROWS = chosen(_SEED, _LONG)
 _EXIT_CODES = {"kill": -9, "exception": 1}
