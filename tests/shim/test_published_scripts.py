@@ -18,21 +18,22 @@ DEADLINE = 240  # seconds; eight or sixteen processes on two cores, some of them
 FAILURES = ("Traceback (most recent call last)", "Error type")
 
 
-def _scripts() -> list[Path]:
+def published_scripts() -> list[Path]:
+    """The scripts, where there are any."""
     folder = Path(os.environ.get("COMMFUSE_PUBLISHED_SCRIPTS", ROOT / ".." / "shared" / "seeds" / "scripts"))
     return sorted(folder.glob("*.py"))
 
 
 def test_there_is_something_to_run() -> None:
-    if "COMMFUSE_PUBLISHED_SCRIPTS" not in os.environ and not _scripts():
+    if "COMMFUSE_PUBLISHED_SCRIPTS" not in os.environ and not published_scripts():
         pytest.skip("needs the published scripts: set COMMFUSE_PUBLISHED_SCRIPTS to their folder")
-    assert _scripts()
-    assert all(named_operators(script) for script in _scripts())
+    assert published_scripts()
+    assert all(named_operators(script) for script in published_scripts())
 
 
 @pytest.mark.timeout(DEADLINE + 60)
 @pytest.mark.usefixtures("no_ranks")
-@pytest.mark.parametrize("script", _scripts(), ids=lambda script: script.name)
+@pytest.mark.parametrize("script", published_scripts(), ids=lambda script: script.name)
 def test_published_script(script: Path) -> None:
     if missing := missing_operators(script):
         pytest.skip(f"commfuse has no {', '.join(missing)} yet")

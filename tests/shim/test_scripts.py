@@ -6,6 +6,7 @@ import pytest
 
 from .operators import missing_operators
 from .running import SCRIPTS, free_port, run
+from .test_published_scripts import published_scripts
 
 
 @pytest.mark.parametrize(
@@ -18,7 +19,9 @@ from .running import SCRIPTS, free_port, run
         ("queue_setup_teardown.py", 2),
     ],
 )
-def test_script(name: str, ranks: int) -> None:
+def test_script(name: str, ranks: int, request: pytest.FixtureRequest) -> None:
+    if published_scripts() and not request.config.getoption("--long"):
+        pytest.skip("the published scripts themselves are there and run; with --long both do")
     if missing := missing_operators(SCRIPTS / name):
         pytest.skip(f"commfuse has no {', '.join(missing)} yet")
     outcome = run(SCRIPTS / name, free_port(), deadline=200)
