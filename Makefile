@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := CMakeLists.txt $(wildcard csrc/*.cpp csrc/*.h)
 
-.PHONY: help demo test soak test-all test-core test-core-quick test-aarch64 fuzz model wheel lint bench docs install clean
+.PHONY: help demo test test-alone soak test-all test-core test-core-quick test-aarch64 fuzz model wheel lint bench docs install clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -16,8 +16,10 @@ help:  ## this list
 demo: install  ## an expert-parallel MoE layer over real processes, every token compared
 	$(BIN)/commfuse demo
 
-test: install lint  ## linters, types and all tests; two files of tests at a time, then those that need the machine alone
+test: install lint  ## linters, types and tests, two files at a time; those that look at times have a command of their own
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not alone"
+
+test-alone: install  ## faults, deaths and deadlines: what needs the machine for itself
 	$(BIN)/python -m pytest -m alone
 
 test-all: install lint test-core  ## also the long tests: more random cases of the same kinds

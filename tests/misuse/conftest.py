@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -16,13 +17,14 @@ Outcomes = dict[str, list[Outcome]]
 
 
 @pytest.fixture(scope="session")
-def outcomes(run_ranks: RunRanks, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Outcomes]:
+def outcomes(_pool: Any, run_ranks: RunRanks, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Outcomes]:
     """Outcomes of the cases of a module, carried out once, also where that fails."""
     known: dict[str, Outcomes | AssertionError] = {}
 
     def of(module: str) -> Outcomes:
         if module not in known:
             carry_out = MODULES.get(module, alone.carry_out)
+            _pool.close()  # fresh ranks: cases change backends, so what groups have been on before would count
             try:
                 known[module] = carry_out(run_ranks, f"tests.misuse.{module}", tmp_path_factory.mktemp(module))
             except AssertionError as error:
