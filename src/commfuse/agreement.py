@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from . import peers
 from .call import Call
 from .config import PORTABLE
 from .errors import ArgumentError, CommfuseError, MismatchError
@@ -83,9 +84,12 @@ def _announce(
     line.calls += 1
     tag = _FIRST_TAG + line.calls % _TAGS
     mine = {"operator": subject, "call number": line.calls, **agreed}
+    for group in filter(None, (members, partner)):
+        group.shared.update(subject=subject, number=line.calls)
     blocks = blocks or [torch.empty(0, dtype=torch.uint8)] * len(members.members)
     status, digest = _REFUSED if broken else _OK, _digest(mine)
     headers = torch.tensor([[status, digest, block.numel()] for block in blocks])
+    what = _what(line.calls)
     announced = Announcement(
         subject=subject,
         rules=rules,
@@ -95,7 +99,7 @@ def _announce(
         mine=mine,
         headers=headers,
         own_block=blocks[members.index],
-        posted=[members.post(list(headers), tag), members.post(blocks, tag)],
+        posted=[members.post(list(headers), tag, what), members.post(blocks, tag, what)],
         tag=tag,
     )
     line.unheard.append(announced)
@@ -155,9 +159,9 @@ def verdict(call: Call, members: Group, problem: str) -> None:
 def _listen(announced: Announcement, waited_us: list[float] | None) -> None:
     """Take what the peers have sent for this call off the line, whatever it says."""
     members, headers = announced.members, announced.headers.clone()
-    members.receive(list(headers), announced.tag, waited_us)
-    blocks = [torch.empty(size, dtype=torch.uint8) for size in headers[:, 2].tolist()]
-    members.receive(blocks, announced.tag, waited_us)
+    members.receive(list(headers), announced.tag, waited_us, _what(announced.number))
+    blocks = members.room(headers[:, 2].tolist())
+    members.receive(blocks, announced.tag, waited_us, _what(announced.number))
     blocks[members.index] = announced.own_block
     for posted in announced.posted:
         posted.wait()
@@ -165,6 +169,10 @@ def _listen(announced: Announcement, waited_us: list[float] | None) -> None:
     announced.error = _compare(announced, headers)
     if announced.partner is not None:
         announced.error = ask_partner(announced.partner, announced.error)
+
+
+def _what(number: int) -> str:
+    return f"arguments of call {number}"
 
 
 def _compare(announced: Announcement, headers: torch.Tensor) -> CommfuseError | None:
@@ -180,6 +188,7 @@ def explain(
 
     ``broken``, ``mine``: the rules that this rank's arguments break, and what it believes the call to be.
     """
+    members.shared.update(subject=subject, number=mine["call number"])
     details = members.gather_objects((broken, dict(mine)), tag)
     stated = [detail for _, detail in details]
     differing = [name for name in ("operator", "call number") if len({str(s[name]) for s in stated}) > 1]
@@ -190,7 +199,11 @@ def explain(
 
 def ask_partner(partner: Group, error: CommfuseError | None) -> CommfuseError | None:
     """Return what stops this rank or its tensor-parallel partner, None if nothing does."""
-    theirs = partner.gather_objects(None if error is None else (type(error), str(error)))
+    mine = None if error is None else (type(error), str(error))
+    card = None if partner.peers.have_met else peers.own()  # the same on both
+    theirs, cards = zip(*partner.gather_objects((mine, card)), strict=True)
+    if card is not None:
+        partner.peers.meet(partner.members, cards)
     told = [found for found in theirs if found is not None]
     return told[0][0]("\n".join(dict.fromkeys(text for _, text in told))) if told else None
 

@@ -5,7 +5,7 @@ A group's backend is chosen once, by all its ranks together, at the group's firs
 
 from __future__ import annotations
 
-from .. import config
+from .. import causes, config, peers
 from ..agreement import agree_on
 from ..errors import BackendError
 from ..groups import Group
@@ -54,11 +54,13 @@ def _choose(members: Group, asked: str) -> Backend:
     names = AUTOMATIC if asked == "auto" else (asked,)
     offer = {name: BACKENDS[name].why_not(members) if name in BACKENDS else [_unknown(name)] for name in names}
     places = {name: BACKENDS[name].place() if name in BACKENDS else "" for name in names}
-    agree_on(members, _subject(asked))
-    stated = members.gather_objects((offer, places))
-    offers = [theirs for theirs, _ in stated]
+    with causes.giving_up(members, _subject(asked)):
+        agree_on(members, _subject(asked))
+        stated = members.gather_objects((offer, places, peers.own()))
+    members.peers.meet(members.members, [card for _, _, card in stated])
+    offers = [theirs for theirs, _, _ in stated]
     for name in names:
-        where = [there[name] for _, there in stated]
+        where = [there[name] for _, there, _ in stated]
         if len(set(where)) > 1:
             for theirs, place in zip(offers, where, strict=True):
                 theirs[name].append(f"the ranks are on different hosts; this one is on {place!r}")

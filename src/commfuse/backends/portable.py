@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from ..agreement import accept, agree, agree_on
 from ..call import Call
-from ..errors import BackendError, CommfuseError, ExchangeError
+from ..causes import REMEDY, giving_up
+from ..errors import BackendError
 from ..groups import Group
 from .base import Outputs
 
@@ -24,19 +28,8 @@ class Portable:
 
     def run(self, call: Call) -> Outputs:
         """See `Backend.run`. After an exchange that failed or was broken off, the group repeats why: messages may be under way."""
-        name, cause = call.operator.name, call.group.shared.get("given up")
-        if cause is not None:
-            raise ExchangeError(f"{name}: group {call.group.name!r} has been given up: {cause}. Now: {_REMEDY}")
-        try:
+        with giving_up(call.group, call.operator.name, call.partner):
             return self._run(call)
-        except ExchangeError as error:
-            call.group.shared["given up"] = str(error)
-            raise ExchangeError(f"{name}: {error}") from error
-        except CommfuseError:
-            raise
-        except BaseException as error:
-            call.group.shared["given up"] = f"rank {call.group.rank} broke off {name}: {type(error).__name__}: {error}"
-            raise
 
     def _run(self, call: Call) -> Outputs:
         members = call.group.among(call.operator.alive(call))
@@ -47,17 +40,17 @@ class Portable:
             agree(call, members, waited_us)
         return call.operator.steps(call, members, waited_us)
 
+    def repeat(self, call: Call, args: dict[str, Any], bind: Callable[[dict[str, Any]], Call]) -> None:
+        """See `Backend.repeat`: the exchanges take far longer than the checks."""
+
     def agree_on(self, members: Group, subject: str) -> None:
         """See `Backend.agree_on`."""
         agree_on(members, subject)
 
     def survivors(self, group: Group) -> tuple[int, ...]:
         """See `Backend.survivors`: not without the dead, since the exchanges of a process group do not outlive a peer."""
-        raise BackendError(f"group {group.name!r} runs on {self.name}, which cannot go on without a rank: {_REMEDY}")
+        raise BackendError(f"group {group.name!r} runs on {self.name}, which cannot go on without a rank: {REMEDY}")
 
     def reset(self, group: Group) -> None:
         """See `Backend.reset`: not after an exchange has failed."""
-        raise BackendError(f"group {group.name!r} runs on {self.name}, which cannot start afresh: {_REMEDY}")
-
-
-_REMEDY = "make a new process group of the ranks that are left"
+        raise BackendError(f"group {group.name!r} runs on {self.name}, which cannot start afresh: {REMEDY}")

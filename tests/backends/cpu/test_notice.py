@@ -1,4 +1,4 @@
-"""A death is noticed soon, Ctrl-C ends a wait, and portable says as much as it knows."""
+"""A death is noticed soon, and Ctrl-C ends a wait."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import commfuse
-from commfuse import config, groups
+from commfuse import groups
 from tests.faults.bodies import Body, die, error_of, run, world
 from tests.faults.rank import Notes
 from tests.faults.work import v2
@@ -85,27 +85,3 @@ def test_ctrl_c_ends_a_wait_at_once_and_the_others_are_told(tmp_path: Path) -> N
         seconds.append(mine["at"] - notes[1][f"pressed{turn}"])
     assert min(seconds) < 0.1  # of three, since other processes use the cores too
     assert max(seconds) < 1
-
-
-def killed_on_portable(rank: int, world_size: int, notes: Notes) -> None:
-    with config.override(backend="portable"):
-        assert v2(rank, world_size, 0)
-        if rank == 1:
-            die()
-        notes.write("met", error_of(lambda: v2(rank, world_size, 1)))
-        notes.write("again", error_of(lambda: v2(rank, world_size, 2)))
-        notes.write("alive", error_of(lambda: commfuse.alive(world())))
-        notes.write("reset", error_of(lambda: commfuse.reset(world())))
-
-
-def test_portable_names_a_rank_repeats_it_and_says_what_to_do(tmp_path: Path) -> None:
-    for rank, notes in enumerate(run(tmp_path, 4, killed_on_portable, 1)):
-        if rank != 1:
-            assert notes["met"]["error"] == notes["again"]["error"] == "ExchangeError"
-            assert notes["met"]["text"].startswith("npu_moe_distribute_dispatch_v2: group '0', rank ")
-            assert "exchange with rank " in notes["met"]["text"]
-            cause = notes["met"]["text"].partition(": ")[2]
-            assert f"has been given up: {cause}. Now: make a new process group" in notes["again"]["text"]
-            for name in ("alive", "reset"):
-                assert notes[name]["error"] == "BackendError"
-                assert "make a new process group of the ranks that are left" in notes[name]["text"]
