@@ -41,8 +41,8 @@ test-core: install  ## the C++ core's own tests: plain, with address and undefin
 test-core-quick: install  ## of these, what finds most: all under the first two sanitizers, threads as ranks under the third
 	$(call build-core,asan,$(ASAN))
 	$(CTEST)/core-asan -j 2
-	$(call build-core,tsan,$(TSAN),--target test_channel)
-	$(CTEST)/core-tsan -R '^channel$$'
+	$(call build-core,tsan,$(TSAN),--target test_channel test_repeat)
+	$(CTEST)/core-tsan -R '^(channel|repeat)$$'
 
 test-aarch64: install  ## the core's own tests, cross-compiled for aarch64 and run under qemu
 	@sh tools/check-aarch64.sh

@@ -9,6 +9,7 @@ namespace commfuse {
 void bind_window(nanobind::module_& module);
 void bind_channel(nanobind::module_& module);
 void bind_rows(nanobind::module_& module);
+void bind_repeat(nanobind::module_& module);
 
 // True when a Python signal handler has raised: the exception is then pending in this thread.
 bool python_interrupted();

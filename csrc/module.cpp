@@ -20,4 +20,5 @@ NB_MODULE(_core, module) {
   bind_window(module);
   bind_channel(module);
   bind_rows(module);
+  bind_repeat(module);
 }

@@ -1,45 +1,19 @@
 // Counters, publications and poison, with threads as ranks over one mapping: what ThreadSanitizer can judge.
 #include <atomic>
 #include <cstring>
-#include <memory>
-#include <thread>
 #include <vector>
 
 #include "channel.h"
 #include "check.h"
 #include "error.h"
+#include "ranks.h"
 
 using namespace commfuse;
 
 namespace {
 
-constexpr uint64_t kMiB = 1 << 20, kGroup = 77;
-constexpr uint32_t kHeaderBytes = 256, kDepth = 4;
-
-// Peers are threads of this process: the same mapping, so that a sanitizer sees both sides of every access.
-struct Rank {
-  std::shared_ptr<Arena> arena = std::make_shared<Arena>(64 * kMiB, kMiB);
-  uint64_t control = Channel::make_control(*arena, kGroup, kHeaderBytes, kDepth);
-};
-
 Control* block_of(const Rank& rank) {
   return reinterpret_cast<Control*>(rank.arena->control_at(rank.control, sizeof(Control)));
-}
-
-std::vector<Rank> make_ranks(int num_ranks) {
-  std::vector<Rank> ranks(static_cast<size_t>(num_ranks));
-  for (Rank& rank : ranks) rank.arena->grow(16 * kMiB);
-  return ranks;
-}
-
-std::unique_ptr<Channel> make_channel(const std::vector<Rank>& ranks, int me) {
-  std::vector<std::shared_ptr<Mapping>> windows;
-  std::vector<uint64_t> offsets;
-  for (const Rank& rank : ranks) {
-    windows.push_back(&rank == &ranks[static_cast<size_t>(me)] ? nullptr : rank.arena);
-    offsets.push_back(rank.control);
-  }
-  return std::make_unique<Channel>(ranks[static_cast<size_t>(me)].arena, windows, offsets, me, kGroup);
 }
 
 Offer offer_of(const std::string& body, uint32_t agreed_bytes) {
@@ -47,12 +21,6 @@ Offer offer_of(const std::string& body, uint32_t agreed_bytes) {
   offer.body.assign(body.begin(), body.end());
   offer.agreed_bytes = agreed_bytes;
   return offer;
-}
-
-void in_threads(int num_ranks, const std::function<void(int)>& work) {
-  std::vector<std::thread> threads;
-  for (int me = 0; me < num_ranks; me++) threads.emplace_back(work, me);
-  for (std::thread& thread : threads) thread.join();
 }
 
 uint64_t content(int rank, uint64_t sequence, uint64_t i) { return uint64_t(rank) << 48 | sequence << 16 | i; }

@@ -29,7 +29,9 @@ In a forked child every object made before the fork refuses its use with ``CoreE
 """
 
 from collections.abc import Sequence
-from typing import Final, final, overload
+from typing import Any, Final, final, overload
+
+import torch
 
 TOKEN_BYTES: Final[int]
 """Length of the secret of ``Door.exchange``."""
@@ -454,3 +456,98 @@ def choose_kernels(name: str) -> None:
 
 def has_kernels(name: str) -> bool:
     """Whether ``choose_kernels`` would take it."""
+
+@final
+class Lender:
+    """Makes tensors of a type that offers DLPack's exchange table (torch.Tensor) over memory of an arena, which they keep alive."""
+
+    def __init__(self, tensor_type: type, arena: Arena) -> None: ...
+    def lend(self, address: int, shape: Sequence[int], sample: torch.Tensor) -> torch.Tensor:
+        """A tensor of ``shape`` and of the dtype of ``sample`` at ``address``."""
+    @property
+    def has_returned(self) -> bool:
+        """Whether ``returned`` gives anything."""
+    def returned(self) -> list[int]:
+        """Addresses whose tensors are gone, all aliases included, since the last time."""
+
+class Repeated:
+    """A call whose arguments have the form of an earlier one: tensors of its shapes and dtypes, dense; all others equal.
+
+    Raises CoreError for arguments that cannot be compared, or tensors that are not dense.
+    """
+
+    def match(self, args: dict[str, Any]) -> bool:
+        """Whether ``args`` are of this form; the steps then use their tensors."""
+    @property
+    def offer(self) -> Offer:
+        """The header that ``start`` publishes."""
+
+@final
+class RepeatedDispatch(Repeated):
+    """``start``, then ``count``, then ``place``; the segments are keys, rows, factors."""
+
+    def __init__(
+        self,
+        args: dict[str, Any],
+        tensor_type: type,
+        channel: Channel,
+        check: KeyCheck,
+        sort: KeySort,
+        body: bytes,
+        number_at: int,
+        outputs: Sequence[tuple[Sequence[int], Any]],
+        dtype: int,
+        quantised: bool,
+        cumulative: bool,
+        nt_bytes: int,
+    ) -> None:
+        """``body``: of the header; all up to and with the 8 bytes of a number at ``number_at`` must agree.
+
+        ``outputs``: shape, and a tensor of the dtype, of factors, tags, key counts, running counts, own rows (or none), unused.
+        """
+    @property
+    def staged_bytes(self) -> int:
+        """Bytes of the window that ``start`` needs."""
+    def start(self, sequence: int, number: int, staging: int, timeout_s: float) -> int:
+        """Check the keys, publish, wait for the others. -1: a key is not valid, nothing is published; otherwise as `Channel.wait`."""
+    def count(self, sequence: int) -> int:
+        """Rows for this rank; -1 when headers differ."""
+    def place(self, rows: int, rows_bytes: int, num_rows: int) -> tuple[torch.Tensor, ...]:
+        """Copy the rows to address ``rows``; return the other outputs."""
+
+@final
+class RepeatedCombine(Repeated):
+    """``prepare``, ``start``, ``find``, ``sum``, ``hear``; the segments are running counts, tags, rows."""
+
+    def __init__(
+        self,
+        args: dict[str, Any],
+        tensor_type: type,
+        channel: Channel,
+        check: KeyCheck,
+        terms: TermPlan,
+        body: bytes,
+        number_at: int,
+        outputs: Sequence[tuple[Sequence[int], Any]],
+        dtype: int,
+        num_counts: int,
+        room: int,
+        nt_bytes: int,
+    ) -> None:
+        """``num_counts``: running counts of this rank. ``room``: the most rows that may be held. ``outputs``: the sums."""
+    @property
+    def rows(self) -> int:
+        """Where the rows of the call that was matched begin."""
+    @property
+    def keys(self) -> int:
+        """Where ``start`` has written the keys."""
+    def prepare(self, in_place: bool) -> int:
+        """Bytes of the window that ``start`` needs; -1 when the counts cannot be true. ``in_place``: the rows lie in the window."""
+    def start(self, sequence: int, number: int, staging: int, in_place: bool, timeout_s: float) -> int:
+        """See `RepeatedDispatch.start`."""
+    def find(self, sequence: int) -> int:
+        """0, and PROGRESS is raised; a fault of `TermPlan`; -1 when headers differ."""
+    def sum(self) -> torch.Tensor:
+        """A tensor of the weighted sums."""
+    def hear(self, sequence: int, timeout_s: float) -> int:
+        """Wait for everybody's PROGRESS, 2 * sequence: as `Channel.wait`; -1 when a member has found a fault (one more)."""

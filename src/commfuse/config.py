@@ -170,6 +170,7 @@ SETTINGS = (
 
 _BY_NAME = {setting.name: setting for setting in SETTINGS}
 _values: dict[str, Any] = {}
+changes = 0  # how often settings have been changed: what follows from them may be kept while this stays
 
 
 def get(name: str) -> Any:
@@ -190,8 +191,7 @@ def set(**values: Any) -> None:  # reads as config.set(product="A3")
         name: None if value is None else _parse(_setting(name), value, f"config.set({name}=...)")
         for name, value in values.items()
     }
-    for name, value in parsed.items():
-        _values.pop(name, None) if value is None else _values.__setitem__(name, value)
+    _put(parsed)
 
 
 @contextlib.contextmanager
@@ -202,8 +202,14 @@ def override(**values: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        for name, value in before.items():
-            _values.pop(name, None) if value is None else _values.__setitem__(name, value)
+        _put(before)
+
+
+def _put(values: dict[str, Any]) -> None:
+    global changes
+    for name, value in values.items():
+        changes += value != _values.get(name)
+        _values.pop(name, None) if value is None else _values.__setitem__(name, value)
 
 
 def _setting(name: str) -> Setting:

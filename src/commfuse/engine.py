@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from . import backends, groups
+from . import backends, groups, repeats
 from .call import Call, bind
 from .errors import ArgumentError, GroupError
 from .observe.calls import ended
@@ -27,6 +28,11 @@ def run(operator: Operator, args: dict[str, Any]) -> tuple[torch.Tensor | None, 
         group = groups.resolve(args[operator.group])
     except GroupError as error:
         raise GroupError(f"{operator.name}: {operator.group}: {error}") from None
+    before = repeats.of(group, operator.name)
+    if not listeners and repeats.may_run():
+        outputs = before.run(args)
+        if outputs is not None:
+            return outputs
     call = bind(operator, args, group, groups.resolve)
     members = group.among(operator.alive(call))
     if group.rank not in members.members:  # its own elastic_info says so: nobody waits for it
@@ -50,4 +56,5 @@ def run(operator: Operator, args: dict[str, Any]) -> tuple[torch.Tensor | None, 
     finally:
         torch._C._set_grad_enabled(with_grad)
     ended(call, begin, backend.name)
+    before.learn(backend, call, args, functools.partial(bind, operator, group=group, partner_of=groups.resolve))
     return outputs

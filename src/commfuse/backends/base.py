@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
 
@@ -10,6 +11,19 @@ from ..call import Call
 from ..groups import Group
 
 Outputs = tuple[torch.Tensor | None, ...]
+
+
+class Repeat(Protocol):
+    """A short way for the calls of one form in one group."""
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the group is as it was when this was made; otherwise it is of no more use."""
+        ...
+
+    def run(self, args: dict[str, Any]) -> Outputs | None:
+        """Carry out the call with these arguments; None, with nothing sent, if it has another form or needs the long way."""
+        ...
 
 
 class Backend(Protocol):
@@ -30,6 +44,13 @@ class Backend(Protocol):
 
         Raises:
             CommfuseError: on every rank alike, if any rank refused its arguments or ranks disagree.
+        """
+        ...
+
+    def repeat(self, call: Call, args: dict[str, Any], bind: Callable[[dict[str, Any]], Call]) -> Repeat | None:
+        """Return a short way for calls like ``call``, which has just given a result; None if this backend has none for it.
+
+        ``args``: what it was bound from; ``bind`` does that.
         """
         ...
 

@@ -7,7 +7,7 @@ import time
 from .. import config
 from ..call import Call
 from . import log
-from .statistics import Tally, record_of
+from .statistics import record_of
 
 
 def ended(call: Call, begin_ns: int, backend: str = "", error: BaseException | None = None) -> None:
@@ -15,14 +15,8 @@ def ended(call: Call, begin_ns: int, backend: str = "", error: BaseException | N
     nanoseconds = time.perf_counter_ns() - begin_ns
     record = record_of(call.group)
     record.calls += 1
-    tally = record.tallies.get(call.operator.name)
-    if tally is None:
-        tally = record.tallies[call.operator.name] = Tally()
-    tally.calls += 1
-    tally.nanoseconds += nanoseconds
-    if error is not None:
-        tally.errors += 1
-    else:
+    record.tally(call.operator.name).count(nanoseconds, failed=error is not None)
+    if error is None:
         record.backend = backend
     if config.get("log") != "off":
         log.tell(call, nanoseconds, error)

@@ -21,6 +21,12 @@ class Tally:
     errors: int = 0
     nanoseconds: int = 0
 
+    def count(self, nanoseconds: int, *, failed: bool = False) -> None:
+        """Add one call that took so long."""
+        self.calls += 1
+        self.nanoseconds += nanoseconds
+        self.errors += failed
+
 
 @dataclass(eq=False, kw_only=True, slots=True)
 class Record:
@@ -34,6 +40,13 @@ class Record:
     backend: str = ""  # of the latest call that gave a result
     waited_us: dict[int, float] = field(default_factory=dict)  # when somebody last looked
     refreshed: int = 0  # after how many calls
+
+    def tally(self, operator: str) -> Tally:
+        """Return the calls of an operator, none so far if it is new."""
+        tally = self.tallies.get(operator)
+        if tally is None:
+            tally = self.tallies[operator] = Tally()
+        return tally
 
     def refresh(self, group: Group) -> dict[int, float]:
         """Note what ``group`` knows now; return the microseconds that the latest call waited for each rank, nothing if not known."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ...agreement import accept
 from ...call import Call
@@ -16,6 +16,7 @@ from .leaving import LeftOut
 
 if TYPE_CHECKING:
     from .domain import Domain
+    from .repeat import Repeat
     from .session import Path
 
 _PATHS = {  # module and function, loaded with the first call: they need the core
@@ -74,6 +75,12 @@ class Cpu:
 
         with domain.carrying_out(call.operator.name):
             return _with(domain, call, members, carry_out)
+
+    def repeat(self, call: Call, args: dict[str, Any], bind: Callable[[dict[str, Any]], Call]) -> Repeat | None:
+        """See `Backend.repeat`."""
+        from . import repeat
+
+        return repeat.make(call, _domain(call.group), bind, args)
 
     def agree_on(self, members: Group, subject: str) -> None:
         """See `Backend.agree_on`."""

@@ -63,7 +63,7 @@ def _bring_back(call: Call, session: Session, waited_us: list[float], out: torch
     staging.release(sequence)
     if error is not None:
         raise error
-    _hear_verdicts(call, session, sequence, problem)
+    hear_verdicts(call, session, sequence, problem)
     session.take_back()
 
 
@@ -95,7 +95,7 @@ def stage(call: Call, session: Session, route: Routing, rows: torch.Tensor, offe
         staging.copy_first(TAGS, values.assist(call))
     if slab is not None and in_place:
         offer.set_segment(ROWS, rows.data_ptr(), total * row_bytes)
-        slab.readers.append(session.reading(sequence))
+        slab.add_reader(session.reading(sequence))
         session.lend(rows, sequence)
     elif call["comm_quant_mode"] == 2:
         _round_trip(rows[:total].contiguous(), staging.address(ROWS))
@@ -156,10 +156,10 @@ def find(call: Call, session: Session, route: Routing, keys: int) -> tuple[str, 
         terms.address,
         columns,
     )
-    return _in_words(call, session, route, keys, fault) if fault else "", terms
+    return in_words(call, session, route, keys, fault) if fault else "", terms
 
 
-def _in_words(call: Call, session: Session, route: Routing, keys: int, fault: int) -> str:
+def in_words(call: Call, session: Session, route: Routing, keys: int, fault: int) -> str:
     """Say what is wrong with the rows that the others hold for this rank, in which the core has found ``fault``."""
     returned, num_keys = _returned(session, route), call["BS"] * route.width
     sent = np.ctypeslib.as_array((ctypes.c_int32 * num_keys).from_address(keys)) if num_keys else _NO_KEYS
@@ -216,7 +216,7 @@ def _ints(sources: _core.Sources, owner: int) -> npt.NDArray[np.int32]:
     return np.frombuffer(ctypes.string_at(sources.address(owner), sources.num_bytes(owner)), dtype=np.int32)
 
 
-def _hear_verdicts(call: Call, session: Session, sequence: int, problem: str) -> None:
+def hear_verdicts(call: Call, session: Session, sequence: int, problem: str) -> None:
     """Raise on every rank if any has found rows that are not those of one dispatch."""
     channel = session.channel
     session.wait(call, _core.PROGRESS, 2 * sequence)

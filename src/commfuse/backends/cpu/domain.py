@@ -75,23 +75,39 @@ class Domain:
         Raises:
             GroupError: another thread is in a call of this group, or the process has been forked since the group was joined.
         """
-        name = self.home.name
-        if os.getpid() != self._pid:
-            raise GroupError(f"{subject}: group {name!r} was joined before this process was forked; make a new one")
-        if not self._busy.acquire(blocking=False):
+        if not self.enter():
+            name = self.home.name
+            if os.getpid() != self._pid:
+                raise GroupError(f"{subject}: group {name!r} was joined before this process was forked; make a new one")
             raise GroupError(f"{subject}: another thread is in a call of group {name!r}; one at a time")
         try:
             yield
-        except CommfuseError:
-            raise
         except BaseException as error:
-            text = self.about(subject, f"rank {self.home.rank} broke off: {type(error).__name__}: {error}")
-            self.stop_here(text)
-            if isinstance(error, _core.CoreError):
-                raise ExchangeError(text) from error
+            self.broke_off(subject, error)
             raise
         finally:
-            self._busy.release()
+            self.leave()
+
+    def enter(self) -> bool:
+        """Begin a call of this thread, to be ended with `leave`; False where none can be made here."""
+        return os.getpid() == self._pid and self._busy.acquire(False)
+
+    def leave(self) -> None:
+        """End what `enter` began."""
+        self._busy.release()
+
+    def broke_off(self, subject: str, error: BaseException) -> None:
+        """Stop the group on all ranks if ``error``, which has ended a call, is none that all of them know of.
+
+        Raises:
+            ExchangeError: it is one of the core.
+        """
+        if isinstance(error, CommfuseError):
+            return
+        text = self.about(subject, f"rank {self.home.rank} broke off: {type(error).__name__}: {error}")
+        self.stop_here(text)
+        if isinstance(error, _core.CoreError):
+            raise ExchangeError(text) from error
 
     def attend(self, call: Call, members: Group) -> None:
         """Make sure that ``members`` take part, in their order; together with them where those have been others before.
@@ -127,7 +143,7 @@ class Domain:
         """Let ``members``, which the others have agreed to, take part in their order."""
         place = {rank: member for member, rank in enumerate(self.home.members)}
         for session in (self.whole, self.halves):
-            session.channel.active = [place[rank] for rank in members.members]
+            session.seat([place[rank] for rank in members.members])
         self.members = members
 
     def restart(self, epoch: int, members: frozenset[int], calls: tuple[int, int]) -> None:

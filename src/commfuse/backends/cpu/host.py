@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from ... import config
+from ... import peers
 
 
 def missing() -> list[str]:
@@ -24,13 +24,8 @@ def missing() -> list[str]:
 
 
 def identity() -> str:
-    """Return a text that is equal in two processes only if they can map each other's windows.
-
-    The kernel that runs now, the namespaces in which processes and sockets are found, and ``COMMFUSE_HOST`` where that is set: ranks
-    with different values of it are taken to be on different hosts.
-    """
-    parts = [_read("/proc/sys/kernel/random/boot_id"), _link("/proc/self/ns/pid"), _link("/proc/self/ns/net")]
-    return " ".join([*parts, config.get("host")]).strip()
+    """Return a text that is equal in two processes only if they can map each other's windows: see `peers.place`."""
+    return peers.place()
 
 
 def cores() -> int:
@@ -42,23 +37,27 @@ def cores() -> int:
     return allowed
 
 
-def large_copy() -> int:
-    """Return from how many bytes on a copy goes past the cache: half of the last level, 0 (never) where its size is not known."""
-    try:
-        return max(os.sysconf("SC_LEVEL3_CACHE_SIZE"), 0) // 2
-    except (ValueError, OSError):
+def large_copy(ranks: int) -> int:
+    """Return from how many bytes on what one rank receives goes past the cache; 0 (never) where the cache's size is not known.
+
+    A quarter of the last level, shared by all ``ranks``: a layer's rows then leave room for what the experts and combine read.
+    """
+    cache = "/sys/devices/system/cpu/cpu0/cache/index3/"
+    size, sharing = _read(cache + "size"), _cpus(_read(cache + "shared_cpu_list"))
+    if not size.endswith("K") or not size[:-1].isdigit() or not sharing:
         return 0
+    caches = max((os.cpu_count() or 1) // sharing, 1)
+    return int(size[:-1]) * 1024 * caches // (4 * ranks)
+
+
+def _cpus(text: str) -> int:
+    """Count the processors of a list like 0-3,8."""
+    ends = [part.split("-") for part in text.split(",") if part]
+    return sum(int(part[-1]) - int(part[0]) + 1 for part in ends)
 
 
 def _read(path: str) -> str:
     try:
         return Path(path).read_text().strip()
-    except OSError:
-        return ""
-
-
-def _link(path: str) -> str:
-    try:
-        return os.readlink(path)
     except OSError:
         return ""

@@ -39,7 +39,7 @@ class Publication:
             self.staging.copy_in(segment, rows)
             return
         self.offer.set_segment(segment, rows.data_ptr(), _num_bytes(rows))
-        slab.readers.append(self.session.reading(self.sequence))
+        slab.add_reader(self.session.reading(self.sequence))
         self.session.lend(rows, self.sequence)
 
     @phase("publish")

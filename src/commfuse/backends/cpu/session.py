@@ -24,13 +24,14 @@ from ...observe import ranges
 from . import align, host
 from .join import NAME_BYTES
 from .slabs import Reading
+from .stages import Stages
 
 if TYPE_CHECKING:
     from .domain import Domain
 
 _TAG, _TAGS = 0x30000, 0x10000  # messages that explain a call carry its number
-_SLICE = 0.05  # seconds between two looks at what the others do instead of coming
-_REFUSED_AND_DIGEST, _NUMBER = 17, 8  # bytes at the beginning of a header's body, equal on all ranks; the operator's name follows
+SLICE = 0.05  # seconds between two looks at what the others do instead of coming
+REFUSED_AND_DIGEST, NUMBER = 17, 8  # bytes at the beginning of a header's body, equal on all ranks; the operator's name follows
 
 Path = Callable[[Call, "Session", list[float]], tuple[torch.Tensor | None, ...]]
 
@@ -66,15 +67,17 @@ class Session:
     """See the module."""
 
     def __init__(self, domain: Domain, channel: _core.Channel, depth: int) -> None:
-        self.domain, self.channel, self._depth = domain, channel, depth
+        self.domain, self.channel, self.depth = domain, channel, depth
         self.slabs = domain.slabs
-        self.large_copy = host.large_copy()
+        self.large_copy = host.large_copy(len(domain.home.members))
         self.kept: dict[Any, Any] = {}  # what operators keep for the next call of the same shape
         self._start = self._sequence = 0
         self._open: deque[int] = deque()  # calls that have begun and not ended
         self._offers: dict[Any, tuple[_core.Offer, bytes, bytes]] = {}
         self._unheard: deque[Posted] = deque()
-        self._lent: list[tuple[torch.Tensor, int, int]] = []  # alias, its version, the call that published it
+        self._lent: list[tuple[torch.Tensor, int, int]] = []  # the tensor, its version, the call that published it
+        self.stages = Stages(self)
+        self._present = tuple(channel.active)
 
     @property
     def members(self) -> Group:
@@ -93,6 +96,7 @@ class Session:
 
     def restart(self, epoch: int, newest: int) -> None:
         """Begin anew behind call ``newest``: see `Domain.restart`."""
+        self.stages.retire()
         for line, value in ((_core.PUBLISHED, newest), (_core.CONSUMED, newest), (_core.PROGRESS, 2 * newest)):
             self.channel.advance(line, max(value, self.channel.counter(self.channel.index, line)))
         self.channel.epoch = epoch
@@ -100,6 +104,12 @@ class Session:
         self._open.clear()
         self._unheard.clear()
         self._lent.clear()
+
+    def seat(self, present: list[int]) -> None:
+        """See `Domain.seat`."""
+        self.stages.retire()
+        self.channel.active = present
+        self._present = tuple(present)
 
     # --- one call ----------------------------------------------------------------------------------------------------------
 
@@ -110,29 +120,56 @@ class Session:
         if self._lent:
             self._end_loans(call)
         sequence = self._sequence + 1
-        if sequence > self._start + self._depth:
-            self.hear(sequence - self._depth)
-            self.wait(call, _core.CONSUMED, sequence - self._depth)
+        if sequence > self._start + self.depth:
+            self.hear(sequence - self.depth)
+            self.wait(call, _core.CONSUMED, sequence - self.depth)
         self.domain.calls += 1
         self._sequence = sequence
         self._open.append(sequence)
         return sequence
+
+    def next_call(self) -> int:
+        """Return what `begin` would, where nothing stands in the way of it; 0 elsewhere. `took` follows."""
+        sequence = self._sequence + 1
+        if self.domain.poisoned or self.domain.halves._unheard or (self._lent and not self._loans_are_fine()):
+            return 0
+        if sequence > self._start + self.depth and not self.channel.reached(_core.CONSUMED, sequence - self.depth):
+            return 0
+        return sequence
+
+    def took(self, sequence: int) -> None:
+        """Note that call ``sequence`` has begun."""
+        self.domain.calls += 1
+        self._sequence = sequence
+        self._open.append(sequence)
+
+    def forget(self, sequence: int) -> None:
+        """Take `took` back: nothing was published."""
+        self.domain.calls -= 1
+        self._sequence = sequence - 1
+        self._open.remove(sequence)
 
     def offer(self, call: Call) -> _core.Offer:
         """Return the header for ``call``, which has begun, to which segments may be added.
 
         Whole calls that are alike share one; a setup's is its own, since it is compared later.
         """
-        number = self.domain.calls.to_bytes(_NUMBER, "little")
+        number = self.domain.calls.to_bytes(NUMBER, "little")
         if call.broken or self is self.domain.halves:
-            return _offer(_core.Offer(), *_body(bool(call.broken), call, self._stated(call)), number)
+            return _offer(_core.Offer(), *self.body(call), number)
         key: Any = call.form if call.agreed is call.form.agreed else (call.form, tuple(call.agreed.values()))
         made = self._offers.get(key)
         if made is None:
             if len(self._offers) > 256:
                 self._offers.clear()
-            made = self._offers[key] = (_core.Offer(), *_body(False, call, self._stated(call)))
+            made = self._offers[key] = (_core.Offer(), *self.body(call))
         return _offer(*made, number)
+
+    def body(self, call: Call) -> tuple[bytes, bytes]:
+        """Return what stands before and behind the number of ``call`` in its header."""
+        stated = repr(sorted(self._stated(call).items())).encode()
+        digest = hashlib.blake2b(stated, digest_size=REFUSED_AND_DIGEST - 1).digest()
+        return bytes([bool(call.broken)]) + digest, call.operator.name.encode()[:NAME_BYTES]
 
     def meet(self, call: Call, sequence: int, offer: _core.Offer, waited_us: list[float] | None = None) -> CommfuseError | None:
         """Wait until every rank has published this call; return what is wrong with it, if anything is, the same on all ranks."""
@@ -204,21 +241,29 @@ class Session:
     def reading(self, sequence: int) -> Reading:
         """Return what keeps a slab from being used again: that call ``sequence`` has published it."""
         channel = self.channel
-        return Reading(channel=channel, sequence=sequence, epoch=channel.epoch, members=tuple(channel.active))
+        return Reading(channel=channel, sequence=sequence, epoch=channel.epoch, members=self._present)
 
     def lend(self, tensor: torch.Tensor, sequence: int) -> None:
         """Note that call ``sequence`` has published ``tensor`` where it lies: it must stay as it is until every peer has read it."""
-        alias = tensor.detach()
+        alias = tensor.detach() if tensor.requires_grad else tensor  # not to keep a graph alive
         self._lent.append((alias, alias._version, sequence))
 
     def take_back(self) -> None:
         """Forget the loans that every peer is known to have read: their tensors may change again."""
-        self._lent = [loan for loan in self._lent if not self.channel.reached(_core.CONSUMED, loan[2])]
+        if self._lent:
+            self._lent = [loan for loan in self._lent if not self.channel.reached(_core.CONSUMED, loan[2])]
+
+    def _loans_are_fine(self) -> bool:
+        """Whether no tensor that peers may be reading has been changed; see `take_back`."""
+        fine = all(tensor._version == version for tensor, version, _ in self._lent)
+        if fine:
+            self.take_back()
+        return fine
 
     def _end_loans(self, call: Call) -> None:
-        """Forget the tensors that every peer has read; raise if one was changed before that was certain."""
-        for alias, version, sequence in self._lent:
-            if alias._version != version:
+        """Raise if a tensor was changed before it was certain that every peer has read it; see `take_back`."""
+        for tensor, version, sequence in self._lent:
+            if tensor._version != version:
                 domain = self.domain
                 text = domain.about(
                     call.operator.name,
@@ -250,18 +295,18 @@ class Session:
             if member == self.channel.index:
                 continue
             with ranges.waiting(self.domain.home.members[member]):
-                if self.channel.wait_member(member, line, target, min(_SLICE, timeout)) != _core.OK:
+                if self.channel.wait_member(member, line, target, min(SLICE, timeout)) != _core.OK:
                     return self._wait(call, line, target, number, timeout)
         return None
 
     def _wait(self, call: Call, line: int, target: int, number: int, timeout: float) -> None:
-        status = self.channel.wait(line, target, min(_SLICE, timeout))
+        status = self.channel.wait(line, target, min(SLICE, timeout))
         if status == _core.OK:
             return
-        begin = time.monotonic() - _SLICE
+        begin = time.monotonic() - SLICE
         while status & 0xFF == _core.DEADLINE and (left := begin + timeout - time.monotonic()) > 0:
             self._look_around(call, line, target, number or self.domain.calls)
-            status = self.channel.wait(line, target, min(_SLICE, left))
+            status = self.channel.wait(line, target, min(SLICE, left))
         if status != _core.OK:
             self._give_up(call, line, target, status, time.monotonic() - begin)
 
@@ -278,7 +323,7 @@ class Session:
         """Add the slice that is over to the waiting times of those who have not come."""
         waited = self.channel.waited_ns
         for member in missing:
-            waited[member] += int(_SLICE * 1e9)
+            waited[member] += int(SLICE * 1e9)
         self.channel.waited_ns = waited
 
     def _is_elsewhere(self, member: int, target: int, number: int) -> bool:
@@ -287,7 +332,7 @@ class Session:
         newest = other.channel.counter(member, _core.PUBLISHED)
         if newest <= other._start or other.channel.sequence_in_slot(member, newest) != newest:
             return False
-        body = other.channel.body(member, newest)[_REFUSED_AND_DIGEST : _REFUSED_AND_DIGEST + _NUMBER]
+        body = other.channel.body(member, newest)[REFUSED_AND_DIGEST : REFUSED_AND_DIGEST + NUMBER]
         passed = int.from_bytes(body, "little") >= number
         return passed and self.channel.counter(member, _core.PUBLISHED) < target
 
@@ -316,7 +361,7 @@ class Session:
     def _latest(self, member: int, newest: int) -> str:
         if newest <= self._start or self.channel.sequence_in_slot(member, newest) != newest:
             return ""
-        name = self.channel.body(member, newest)[_REFUSED_AND_DIGEST + _NUMBER :].rstrip(b"\0")
+        name = self.channel.body(member, newest)[REFUSED_AND_DIGEST + NUMBER :].rstrip(b"\0")
         return f", the last one {name.decode(errors='replace')}"
 
     # --- what is wrong with a call -------------------------------------------------------------------------------------------
@@ -351,12 +396,6 @@ def _batch(call: Call) -> int | None:
     return batch
 
 
-def _body(refused: bool, call: Call, stated: dict[str, Any]) -> tuple[bytes, bytes]:
-    """Return what stands before and behind the number of a call in its header."""
-    digest = hashlib.blake2b(repr(sorted(stated.items())).encode(), digest_size=_REFUSED_AND_DIGEST - 1).digest()
-    return bytes([refused]) + digest, call.operator.name.encode()[:NAME_BYTES]
-
-
 def _offer(offer: _core.Offer, head: bytes, name: bytes, number: bytes) -> _core.Offer:
-    offer.set_body(head + number + name, _REFUSED_AND_DIGEST + _NUMBER)
+    offer.set_body(head + number + name, REFUSED_AND_DIGEST + NUMBER)
     return offer

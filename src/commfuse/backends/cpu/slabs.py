@@ -11,7 +11,6 @@ import math
 import os
 import threading
 import warnings
-from collections import deque
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 
@@ -38,13 +37,20 @@ class Slab:
     used: int = 0  # bytes that the backend itself has written
     readers: list[Reading] = field(default_factory=list)
 
+    def add_reader(self, reading: Reading) -> None:
+        """Note that it has been published; what one group's latest call has published says all of its calls before."""
+        others = [one for one in self.readers if one.channel is not reading.channel or one.epoch != reading.epoch]
+        self.readers = [*others, reading]
+
     def in_use(self) -> bool:
         """Whether a peer may still read it."""
+        if not self.readers:
+            return False
         self.readers = [reading for reading in self.readers if not reading.is_over()]
         return bool(self.readers)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(eq=False, kw_only=True, slots=True)  # not frozen: one is made for each publication
 class Reading:
     """A call that has published a slab to those who took part in it, and who may be reading it."""
 
@@ -65,17 +71,6 @@ class Reading:
         return all(channel.counter(one, _core.CONSUMED) >= self.sequence or not channel.alive(one) for one in others)
 
 
-class _Memory(np.ndarray):
-    """The memory under one tensor. torch drops it with the tensor's last alias; then its slab comes back."""
-
-    home: deque[Slab] | None = None
-    slab: Slab
-
-    def __del__(self) -> None:
-        if self.home is not None:
-            self.home.append(self.slab)  # at any moment, in any thread: nothing more than an append
-
-
 class Slabs:
     """The arena of this process and what of it is free."""
 
@@ -90,7 +85,7 @@ class Slabs:
         self._end = CONTROL
         self._free: dict[int, list[Slab]] = {}
         self._waiting: list[Slab] = []  # nobody holds them here, but peers may be reading
-        self._home: deque[Slab] = deque()
+        self._lender = _core.Lender(torch.Tensor, self.arena)
         self._held: dict[int, Slab] = {}  # slabs under tensors, by address
         self._lock = threading.RLock()  # groups may be used by different threads
 
@@ -123,8 +118,9 @@ class Slabs:
         Raises:
             CoreMemoryError: there is not enough memory; nothing has been touched.
         """
-        self.arena.populate(slab.offset, num_bytes)
-        slab.used = max(slab.used, num_bytes)
+        if num_bytes > slab.used:  # only what lies behind is ever given back
+            self.arena.populate(slab.offset, num_bytes)
+            slab.used = num_bytes
 
     def give(self, slab: Slab) -> None:
         """Take ``slab`` back; it is handed out again when its readers are done."""
@@ -164,13 +160,11 @@ class Slabs:
 
     def tensor(self, slab: Slab, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """Return a tensor over ``slab``, which comes back when the last alias of the tensor is gone."""
-        memory = _Memory(shape, _carrier(dtype), self._bytes, slab.offset)
-        memory.home, memory.slab = self._home, slab
         self._held[slab.address] = slab
         if not torch.is_inference_mode_enabled():
-            return _as_tensor(memory, dtype)
+            return self._lender.lend(slab.address, shape, _sample(dtype))
         with torch.inference_mode(False):  # a normal tensor, whose changes are counted, wherever the call was made
-            return _as_tensor(memory, dtype)
+            return self._lender.lend(slab.address, shape, _sample(dtype))
 
     def view(self, slab: Slab, begin: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """Return a tensor over a part of ``slab``, for use before the slab is given back."""
@@ -184,13 +178,16 @@ class Slabs:
 
     def holding(self, tensor: torch.Tensor) -> Slab | None:
         """Return the slab that ``tensor`` lies in, if it begins where a slab does."""
-        return self._held.get(tensor.data_ptr())
+        return self.at(tensor.data_ptr())
+
+    def at(self, address: int) -> Slab | None:
+        """Return the slab under the tensor that begins at ``address``, if one does."""
+        return self._held.get(address)
 
     def _tidy(self) -> None:
-        while self._home:
-            slab = self._home.popleft()
-            del self._held[slab.address]
-            self.give(slab)
+        if self._lender.has_returned:
+            for address in self._lender.returned():
+                self.give(self._held.pop(address))
         if self._waiting:
             waiting, self._waiting = self._waiting, []
             for slab in waiting:
@@ -214,17 +211,8 @@ class Slabs:
 
 
 @cache
-def _carrier(dtype: torch.dtype) -> npt.DTypeLike:
-    """The numpy type under a tensor of ``dtype``; an integer of the same size where numpy has no such type."""
-    try:
-        return torch.empty(0, dtype=dtype).numpy().dtype
-    except TypeError:
-        return np.dtype(f"i{dtype.itemsize}")
-
-
-def _as_tensor(memory: _Memory, dtype: torch.dtype) -> torch.Tensor:
-    made = torch.from_numpy(memory)
-    return made if made.dtype == dtype else made.view(dtype)
+def _sample(dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty(0, dtype=dtype)
 
 
 @lru_cache(maxsize=1024)

@@ -43,7 +43,7 @@ class Staging:
     def copy_in(self, segment: int, rows: torch.Tensor) -> None:
         """Write ``rows`` to ``segment``, without gaps."""
         if rows.is_contiguous():
-            _core.copy(self.address(segment), rows.data_ptr(), rows.numel() * rows.element_size())
+            _core.copy(self.address(segment), rows.data_ptr(), rows.numel() * rows.element_size(), self._session.large_copy)
         else:
             self.view(segment, tuple(rows.shape), rows.dtype).copy_(rows)
 
@@ -51,7 +51,7 @@ class Staging:
         """Fill ``segment`` with the first of ``rows``, of which there are enough, without gaps."""
         num_bytes = self._sizes[segment]
         if rows.is_contiguous():
-            _core.copy(self.address(segment), rows.data_ptr(), num_bytes)
+            _core.copy(self.address(segment), rows.data_ptr(), num_bytes, self._session.large_copy)
         elif num_bytes:
             self.copy_in(segment, rows[: num_bytes * len(rows) // (rows.numel() * rows.element_size())])
 
@@ -63,7 +63,7 @@ class Staging:
     def release(self, sequence: int) -> None:
         """Give the slab back, once every peer has read what call ``sequence`` published."""
         self._held = False
-        self._slab.readers.append(self._session.reading(sequence))
+        self._slab.add_reader(self._session.reading(sequence))
         self._session.slabs.give(self._slab)
 
     def __del__(self) -> None:

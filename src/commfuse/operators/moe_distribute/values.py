@@ -269,12 +269,12 @@ def _counts_accepted(call: Call) -> bool:
         return False
     known = kept.get(("counts", shrunk))
     if known is None:
-        known = kept["counts", shrunk] = _used_and_room(call)
+        known = kept["counts", shrunk] = used_and_room(call)
     name, used, room = known
     return bool(0 <= core.last_sum(call.args[name].data_ptr(), used) <= room)
 
 
-def _used_and_room(call: Call) -> tuple[str, int, int]:
+def used_and_room(call: Call) -> tuple[str, int, int]:
     """Return the name of the prefix sums, how many of them say something about this rank, and for how many rows there is room;
     no room, below 0, where the sums are not all there or not one after the other.
     """

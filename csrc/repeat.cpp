@@ -1,0 +1,132 @@
+#include "repeat.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace commfuse {
+
+namespace {
+
+constexpr uint64_t kAlign = 64;
+
+uint64_t aligned(uint64_t num_bytes) { return (num_bytes + kAlign - 1) / kAlign * kAlign; }
+
+void set_segment(Offer& offer, int index, const void* begin, uint64_t num_bytes) {
+  offer.segments[index] = {reinterpret_cast<uint64_t>(begin), num_bytes};
+}
+
+}  // namespace
+
+void set_number(Offer& offer, uint32_t at, uint64_t number) {
+  if (uint64_t(at) + 8 > offer.body.size()) fail("a number at %u of %zu bytes", at, offer.body.size());
+  for (uint32_t i = 0; i < 8; i++) offer.body[at + i] = static_cast<uint8_t>(number >> 8 * i);
+}
+
+RepeatedDispatch::RepeatedDispatch(Channel& channel, KeyCheck& check, KeySort& sort, const Form& form)
+    : channel_(channel), check_(check), sort_(sort), form_(form) {
+  if (form.num_tokens < 1 || form.hidden < 1) fail("%zd rows of %zd", form.num_tokens, form.hidden);
+  rows_at_ = aligned(uint64_t(form.num_tokens) * static_cast<uint64_t>(check.out_width()) * sizeof(int32_t));
+  factors_at_ = rows_at_ + aligned(uint64_t(form.num_tokens) * row_bytes());
+}
+
+bool RepeatedDispatch::publish(uint64_t sequence, Offer& offer, const int32_t* raw_keys, const uint8_t* rows, uint8_t* staging) {
+  if (!check_.run(raw_keys, form_.num_tokens, form_.num_tokens, nullptr, reinterpret_cast<int32_t*>(staging))) return false;
+  const auto num_tokens = static_cast<uint64_t>(form_.num_tokens);
+  uint8_t* const out = staging + rows_at_;
+  uint8_t* const factors = staging + factors_at_;
+  if (form_.quantised)
+    quantise_rows({form_.dtype, form_.hidden, form_.num_tokens, rows, uint64_t(form_.hidden) * size_of(form_.dtype),
+                   form_.num_tokens, nullptr, nullptr, 0, nullptr},
+                  reinterpret_cast<int8_t*>(out), reinterpret_cast<float*>(factors));
+  else
+    std::memcpy(out, rows, num_tokens * row_bytes());
+  set_segment(offer, 0, staging, num_tokens * static_cast<uint64_t>(check_.out_width()) * sizeof(int32_t));
+  set_segment(offer, 1, out, num_tokens * row_bytes());
+  set_segment(offer, 2, factors, form_.quantised ? num_tokens * sizeof(float) : 0);
+  channel_.publish(sequence, offer);
+  return true;
+}
+
+int64_t RepeatedDispatch::count(uint64_t sequence, const Offer& offer) {
+  if (channel_.resolve(sequence, offer) != -1) return -1;
+  return sort_.run(*channel_.sources(0));
+}
+
+void RepeatedDispatch::place(const Outputs& out) const {
+  sort_.place(*channel_.sources(1), out.rows, out.rows_bytes, row_bytes(), row_bytes(), false, form_.nt_bytes);
+  if (form_.quantised)
+    sort_.place(*channel_.sources(2), reinterpret_cast<uint8_t*>(out.factors), out.factors_bytes, 4, 4, false, 0);
+  sort_.write_tags(out.tags);
+  sort_.write_key_counts(out.key_counts, form_.cumulative);
+  const std::vector<int32_t>& counts = sort_.running_counts();
+  std::copy(counts.begin(), counts.end(), out.running_counts);
+}
+
+RepeatedCombine::RepeatedCombine(Channel& channel, KeyCheck& check, TermPlan& terms, const Form& form)
+    : channel_(channel), check_(check), plan_(terms), form_(form) {
+  if (form.num_tokens < 1 || form.hidden < 1 || form.num_counts < 1 || form.room < 0)
+    fail("%zd sums of %zd, %zd counts of at most %zd", form.num_tokens, form.hidden, form.num_counts, form.room);
+  terms_.resize(static_cast<size_t>(form.num_tokens) * static_cast<size_t>(check.out_width()));
+}
+
+int64_t RepeatedCombine::num_held(const int32_t* running_counts) const {
+  const int32_t last = last_sum(running_counts, form_.num_counts);
+  return last > form_.room ? -1 : last;
+}
+
+RepeatedCombine::Cut RepeatedCombine::cut(int64_t num_rows, bool in_place) const {
+  Cut result{};
+  const auto rows = static_cast<uint64_t>(num_rows);
+  result.tags = aligned(static_cast<uint64_t>(form_.num_counts) * sizeof(int32_t));
+  result.rows = result.tags + aligned(rows * 3 * sizeof(int32_t));
+  result.keys = result.rows + (in_place ? 0 : aligned(rows * row_bytes()));
+  result.end = result.keys + terms_.size() * sizeof(int32_t);
+  return result;
+}
+
+bool RepeatedCombine::publish(uint64_t sequence, Offer& offer, int64_t num_rows, const Held& held, const int32_t* raw_keys,
+                              uint8_t* staging) {
+  const Cut at = cut(num_rows, held.in_place);
+  auto* const keys = reinterpret_cast<int32_t*>(staging + at.keys);
+  if (!check_.run(raw_keys, form_.num_tokens, form_.num_tokens, nullptr, keys)) return false;
+  keys_ = keys;
+  const auto rows = static_cast<uint64_t>(num_rows);
+  const uint64_t count_bytes = static_cast<uint64_t>(form_.num_counts) * sizeof(int32_t);
+  std::memcpy(staging, held.running_counts, count_bytes);
+  std::memcpy(staging + at.tags, held.tags, rows * 3 * sizeof(int32_t));
+  if (!held.in_place) {
+    const CopyRow copy = copy_row(rows * row_bytes(), form_.nt_bytes, row_bytes());
+    copy.run(staging + at.rows, held.rows, rows * row_bytes());
+    copy.finish();
+  }
+  set_segment(offer, 0, staging, count_bytes);
+  set_segment(offer, 1, staging + at.tags, rows * 3 * sizeof(int32_t));
+  set_segment(offer, 2, held.in_place ? held.rows : staging + at.rows, rows * row_bytes());
+  channel_.publish(sequence, offer);
+  return true;
+}
+
+int RepeatedCombine::find(uint64_t sequence, const Offer& offer, const float* weights) {
+  if (channel_.resolve(sequence, offer) != -1) return -1;
+  const TermPlan::Input input{keys_, form_.num_tokens, weights, channel_.sources(0).get(), channel_.sources(1).get(),
+                              channel_.sources(2).get(), row_bytes(), row_bytes()};
+  if (!plan_.run(input, terms_.data(), check_.out_width())) return plan_.fault;
+  channel_.advance(kProgress, 2 * sequence);
+  return 0;
+}
+
+void RepeatedCombine::sum(uint8_t* out) const {
+  combine_rows(form_.dtype, false, terms_.data(), form_.num_tokens, check_.out_width(), form_.hidden, out, row_bytes());
+}
+
+Outcome RepeatedCombine::hear(uint64_t sequence, int64_t timeout_ns, bool (*interrupted)(), bool* differs) {
+  Outcome outcome;
+  if (!channel_.all_reached(kProgress, 2 * sequence))
+    outcome = channel_.wait(kProgress, 2 * sequence, timeout_ns, true, interrupted);
+  *differs = outcome.status == Status::ok && std::any_of(channel_.active().begin(), channel_.active().end(), [&](int member) {
+    return channel_.counter(member, kProgress) == 2 * sequence + 1;
+  });
+  return outcome;
+}
+
+}  // namespace commfuse
