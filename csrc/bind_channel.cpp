@@ -101,6 +101,7 @@ void bind_channel(nb::module_& module) {
       .def_rw("spin_ns", &Channel::spin_ns)
       .def_rw("slice_ns", &Channel::slice_ns)
       .def_prop_rw("waited_ns", &Channel::waited_ns, &Channel::set_waited_ns)
+      .def_ro("moved_ns", &Channel::moved_ns)
       .def("publish", &Channel::publish, "sequence"_a, "offer"_a)
       .def("advance", [](Channel& self, int line, uint64_t value) { self.advance(line_of(line), value); }, "line"_a, "value"_a)
       .def("wait", &wait, "line"_a, "target"_a, "timeout_s"_a = -1.0, "heed_poison"_a = true)

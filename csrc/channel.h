@@ -95,6 +95,7 @@ class Channel {
   // For each member, how long its counters were waited for, added up.
   const std::vector<uint64_t>& waited_ns() const { return waited_ns_; }
   void set_waited_ns(std::vector<uint64_t> waited_ns);
+  uint64_t moved_ns = 0;  // time in which rows were written, copied and summed, by calls that repeat (see repeat.h)
 
  private:
   struct Member {

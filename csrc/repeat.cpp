@@ -15,6 +15,19 @@ void set_segment(Offer& offer, int index, const void* begin, uint64_t num_bytes)
   offer.segments[index] = {reinterpret_cast<uint64_t>(begin), num_bytes};
 }
 
+// Adds the time until its end.
+class Moving {
+ public:
+  explicit Moving(Channel& channel) : total_(channel.moved_ns), begin_(now_ns()) {}
+  ~Moving() { total_ += static_cast<uint64_t>(now_ns() - begin_); }
+  Moving(const Moving&) = delete;
+  Moving& operator=(const Moving&) = delete;
+
+ private:
+  uint64_t& total_;
+  const int64_t begin_;
+};
+
 }  // namespace
 
 void set_number(Offer& offer, uint32_t at, uint64_t number) {
@@ -34,12 +47,15 @@ bool RepeatedDispatch::publish(uint64_t sequence, Offer& offer, const int32_t* r
   const auto num_tokens = static_cast<uint64_t>(form_.num_tokens);
   uint8_t* const out = staging + rows_at_;
   uint8_t* const factors = staging + factors_at_;
-  if (form_.quantised)
-    quantise_rows({form_.dtype, form_.hidden, form_.num_tokens, rows, uint64_t(form_.hidden) * size_of(form_.dtype),
-                   form_.num_tokens, nullptr, nullptr, 0, nullptr},
-                  reinterpret_cast<int8_t*>(out), reinterpret_cast<float*>(factors));
-  else
-    std::memcpy(out, rows, num_tokens * row_bytes());
+  {
+    const Moving moving(channel_);
+    if (form_.quantised)
+      quantise_rows({form_.dtype, form_.hidden, form_.num_tokens, rows, uint64_t(form_.hidden) * size_of(form_.dtype),
+                     form_.num_tokens, nullptr, nullptr, 0, nullptr},
+                    reinterpret_cast<int8_t*>(out), reinterpret_cast<float*>(factors));
+    else
+      std::memcpy(out, rows, num_tokens * row_bytes());
+  }
   set_segment(offer, 0, staging, num_tokens * static_cast<uint64_t>(check_.out_width()) * sizeof(int32_t));
   set_segment(offer, 1, out, num_tokens * row_bytes());
   set_segment(offer, 2, factors, form_.quantised ? num_tokens * sizeof(float) : 0);
@@ -53,6 +69,7 @@ int64_t RepeatedDispatch::count(uint64_t sequence, const Offer& offer) {
 }
 
 void RepeatedDispatch::place(const Outputs& out) const {
+  const Moving moving(channel_);
   sort_.place(*channel_.sources(1), out.rows, out.rows_bytes, row_bytes(), row_bytes(), false, form_.nt_bytes);
   if (form_.quantised)
     sort_.place(*channel_.sources(2), reinterpret_cast<uint8_t*>(out.factors), out.factors_bytes, 4, 4, false, 0);
@@ -95,6 +112,7 @@ bool RepeatedCombine::publish(uint64_t sequence, Offer& offer, int64_t num_rows,
   std::memcpy(staging, held.running_counts, count_bytes);
   std::memcpy(staging + at.tags, held.tags, rows * 3 * sizeof(int32_t));
   if (!held.in_place) {
+    const Moving moving(channel_);
     const CopyRow copy = copy_row(rows * row_bytes(), form_.nt_bytes, row_bytes());
     copy.run(staging + at.rows, held.rows, rows * row_bytes());
     copy.finish();
@@ -116,6 +134,7 @@ int RepeatedCombine::find(uint64_t sequence, const Offer& offer, const float* we
 }
 
 void RepeatedCombine::sum(uint8_t* out) const {
+  const Moving moving(channel_);
   combine_rows(form_.dtype, false, terms_.data(), form_.num_tokens, check_.out_width(), form_.hidden, out, row_bytes());
 }
 

@@ -238,6 +238,9 @@ class Channel:
     """For each member, nanoseconds from the start of each wait until its counter was there, added up. May be set."""
     epoch: int
     """16 bits; poison of older epochs is not heeded."""
+    @property
+    def moved_ns(self) -> int:
+        """Time in which repeated calls have written, copied and summed rows, added up."""
     def publish(self, sequence: int, offer: Offer) -> None:
         """Write the header, then raise PUBLISHED to ``sequence``: all that was written before is visible to who has seen it.
 

@@ -45,7 +45,9 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
     rows = {row["name"]: row for row in first["methods"]}
     assert list(rows) == ["cpu", "gloo", "mpi", "memcpy"]
     assert rows["cpu"]["proof"] == {"backend": "cpu", "exchanges": 0}
-    assert set(rows["cpu"]["microseconds"]) == {*FIGURES, "iterations"}
+    assert set(rows["cpu"]["microseconds"]) == {*FIGURES, "transfer", "iterations"}
+    for name in ("cpu", "gloo", "memcpy"):
+        assert 0 < rows[name]["microseconds"]["transfer"] < rows[name]["microseconds"]["round_trip"]["p90"], name
     assert set(rows["cpu"]["microseconds"]["round_trip"]) == {"median", "p10", "p90"}
     assert set(rows["cpu"]["round_trip_ratio_to"]) == set(rows["cpu"]["back_to_back_ratio_to"]) == {"gloo", "memcpy"}
     assert (rows["mpi"]["microseconds"], rows["mpi"]["absent"]) == (None, "no MPI for this test")

@@ -21,15 +21,17 @@ from commfuse.cli.bench.workload import CASES
 from commfuse.cli.terminal import console
 
 
-def clocks(*steps: tuple[int, int, int], loop: tuple[int, int] = (0, 1000)) -> Times:
+def clocks(*steps: tuple[int, int, int], loop: tuple[int, int] = (0, 1000), moved_us: int | None = None) -> Times:
     """Clocks in microseconds."""
-    return Times(steps=[(1000 * a, 1000 * b, 1000 * c) for a, b, c in steps], loop=(1000 * loop[0], 1000 * loop[1]), wrong=())
+    moved_ns = None if moved_us is None else 1000 * moved_us
+    in_ns = [(1000 * a, 1000 * b, 1000 * c) for a, b, c in steps]
+    return Times(steps=in_ns, loop=(1000 * loop[0], 1000 * loop[1]), moved_ns=moved_ns, wrong=())
 
 
 def made(round_trip: float, back_to_back: float = 1.0) -> Figures:
     some = Spread(median=1.0, p10=1.0, p90=1.0)
     trip = Spread(median=round_trip, p10=round_trip, p90=round_trip)
-    return Figures(dispatch=some, combine=some, round_trip=trip, back_to_back=back_to_back, iterations=1)
+    return Figures(dispatch=some, combine=some, round_trip=trip, back_to_back=back_to_back, transfer=None, iterations=1)
 
 
 def launched(case: str, quant: str = "none", **methods: Figures | None) -> Launch:
@@ -52,6 +54,12 @@ def test_rounds_are_put_together() -> None:
     turns = [[clocks((0, 1, 2), loop=(0, end))] for end in (10, 30, 90)]
     found = figures(turns)
     assert (found.iterations, found.back_to_back) == (3, 30)
+
+
+def test_transfer_is_the_slowest_ranks_per_round_trip() -> None:
+    turns = [[clocks((0, 1, 2), (3, 4, 5), moved_us=moved), clocks((0, 1, 2), (3, 4, 5), moved_us=4)] for moved in (2, 6, 20)]
+    assert figures(turns).transfer == 3
+    assert figures([[clocks((0, 1, 2))]]).transfer is None
 
 
 def test_percentiles() -> None:

@@ -30,10 +30,11 @@ class Figures:
     combine: Spread  # the slowest rank's own time
     round_trip: Spread  # from the first rank's start to the last rank's end
     back_to_back: float  # per round trip, in a row without a barrier: median over the rounds
+    transfer: float | None  # per round trip, while rows are on their way: the slowest rank's, median over the rounds
     iterations: int
 
 
-FIGURES = tuple(field.name for field in fields(Figures) if field.name != "iterations")
+FIGURES = tuple(field.name for field in fields(Figures) if field.name not in ("iterations", "transfer"))
 
 
 def figures(rounds: Sequence[Sequence[Times]]) -> Figures:
@@ -46,6 +47,7 @@ def figures(rounds: Sequence[Sequence[Times]]) -> Figures:
         combine=spread((ends - betweens).max(0)),
         round_trip=spread(ends.max(0) - begins.min(0)),
         back_to_back=float(np.median(loops)),
+        transfer=_transfer(rounds),
         iterations=clocks.shape[1],
     )
 
@@ -65,6 +67,16 @@ def value(found: Figures, figure: str) -> float:
 def ratio(one: Figures, other: Figures, figure: str = "round_trip") -> float:
     """Return how many times as long ``one`` takes as ``other``."""
     return value(one, figure) / value(other, figure)
+
+
+def _transfer(rounds: Sequence[Sequence[Times]]) -> float | None:
+    slowest = []
+    for by_rank in rounds:
+        moved = [times.moved_ns / len(times.steps) / 1e3 for times in by_rank if times.moved_ns is not None]
+        if not moved:
+            return None
+        slowest.append(max(moved))
+    return float(np.median(slowest))
 
 
 def _loop(by_rank: Sequence[Times]) -> float:

@@ -42,6 +42,10 @@ class Method(Protocol):
         """Return what `combine` has summed, [num_tokens, hidden]. Not timed."""
         ...
 
+    def moved_ns(self) -> int | None:
+        """Return for how long rows have been on their way in all calls so far, without choosing where they go; None if not known."""
+        ...
+
     def bytes_between_ranks(self) -> int:
         """Return how many bytes of rows this rank receives or reads from other ranks in a round trip."""
         ...

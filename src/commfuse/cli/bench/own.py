@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ import torch.distributed as dist
 
 import commfuse
 
+from ... import groups
 from .method import Problem, Received, logical_bytes, routed_bytes_between_ranks
 
 
@@ -64,6 +66,11 @@ class Commfuse:
         """See `Method`."""
         return self._sums
 
+    def moved_ns(self) -> int | None:
+        """What the windows' counter says; portable has none."""
+        windows = groups.resolve(self.group).shared.get("windows", [])
+        return sum(domain.whole.channel.moved_ns for domain in windows) if windows else None
+
     def bytes_between_ranks(self) -> int:
         """See `Method`."""
         return routed_bytes_between_ranks(self._problem)
@@ -107,6 +114,10 @@ class Memcpy:
         self._phases[1].check(self._phases[1].num_bytes)
         return self._problem.expected.out
 
+    def moved_ns(self) -> int | None:
+        """All the time."""
+        return sum(phase.nanoseconds for phase in self._phases)
+
     def bytes_between_ranks(self) -> int:
         """See `Method`."""
         return 0
@@ -126,9 +137,12 @@ class _Rows:
         from ... import _core
 
         self._copy_rows = _core.gather_rows
+        self.nanoseconds = 0
 
     def copy(self) -> None:
+        begin = time.perf_counter_ns()
         self._copy_rows(*self._arguments)
+        self.nanoseconds += time.perf_counter_ns() - begin
 
     def check(self, num_bytes: int) -> None:
         if num_bytes != self.num_bytes or not torch.equal(self._copy, self._source):

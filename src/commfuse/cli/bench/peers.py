@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
 from torch.nn.functional import embedding_bag
@@ -30,11 +32,30 @@ class Transport(Protocol):
         ...
 
 
+class Timed:
+    """The collectives that move rows, and how long they have taken so far."""
+
+    def __init__(self, transport: Transport) -> None:
+        self.nanoseconds = 0
+        self.all_to_all = transport.all_to_all  # counts
+        self.all_to_all_v = self._timed(transport.all_to_all_v)
+        self.all_gather = self._timed(transport.all_gather)
+        self.reduce_scatter = self._timed(transport.reduce_scatter)
+
+    def _timed(self, collective: Callable[..., None]) -> Callable[..., None]:
+        def run(*args: Any) -> None:
+            begin = time.perf_counter_ns()
+            collective(*args)
+            self.nanoseconds += time.perf_counter_ns() - begin
+
+        return run
+
+
 class AllToAll:
     """Permute by expert, exchange counts, exchange rows, permute; and all the way back."""
 
     def __init__(self, problem: Problem, transport: Transport) -> None:
-        self._problem, self._transport = problem, transport
+        self._problem, self._transport = problem, Timed(transport)
         own, work = problem.inputs, problem.workload
         pairs, most = own.expert_ids.numel(), work.most_rows
         self._packer = RowPacker(problem, work.num_tokens)
@@ -92,6 +113,10 @@ class AllToAll:
         """See `Method`."""
         return self._sums
 
+    def moved_ns(self) -> int | None:
+        """See `Method`."""
+        return self._transport.nanoseconds
+
     def bytes_between_ranks(self) -> int:
         """See `Method`."""
         return routed_bytes_between_ranks(self._problem)
@@ -105,7 +130,7 @@ class AllGather:
     """
 
     def __init__(self, problem: Problem, transport: Transport) -> None:
-        self._problem, self._transport = problem, transport
+        self._problem, self._transport = problem, Timed(transport)
         work, own = problem.workload, problem.inputs
         self._packer = RowPacker(problem, work.num_tokens, extra_bytes=8 * work.top_k)
         everyone = work.ranks * work.num_tokens
@@ -158,6 +183,10 @@ class AllGather:
     def sums(self) -> torch.Tensor:
         """See `Method`."""
         return self._sums
+
+    def moved_ns(self) -> int | None:
+        """See `Method`."""
+        return self._transport.nanoseconds
 
     def bytes_between_ranks(self) -> int:
         """Everyone's packed rows, and as many float32 sums: what a ring moves to each rank."""

@@ -37,6 +37,7 @@ class Times:
 
     steps: list[tuple[int, int, int]]  # before dispatch, between, after combine
     loop: tuple[int, int]  # before and after as many round trips without a barrier
+    moved_ns: int | None  # for how long rows were on their way within ``steps``, all together; None if not known
     wrong: tuple[str, ...]  # the last results, compared again
 
 
@@ -84,7 +85,9 @@ def measure(rank: int, name: str, iterations: int) -> Times:
     here = _state[0]
     row, method = here.methods[name]
     with _backend(row):
+        before = method.moved_ns()
         steps = [_one(here.barrier, method) for _ in range(iterations)]
+        after = method.moved_ns()
         here.barrier.wait()
         begin = time.perf_counter_ns()
         for _ in range(iterations):
@@ -94,7 +97,8 @@ def measure(rank: int, name: str, iterations: int) -> Times:
         here.barrier.wait()
         method.dispatch()
         method.combine()
-        return Times(steps=steps, loop=(begin, end), wrong=_wrong(here, row, method))
+        moved = None if before is None or after is None else after - before
+        return Times(steps=steps, loop=(begin, end), moved_ns=moved, wrong=_wrong(here, row, method))
 
 
 def _one(barrier: Barrier, method: Method) -> tuple[int, int, int]:

@@ -26,6 +26,7 @@ _HEADS = {
     "dispatch, combine": "the slowest rank's own time, from a common start",
     "trip": "both, from the first rank's start to the last rank's end",
     "p10, p90": "of trip: one in ten is faster, one in ten slower",
+    "rows": "of trip, the slowest rank's time while rows are on their way: in collectives, or written, copied and summed",
     "loop": "one of many round trips in a row, without a barrier between them",
     "MiB": "bytes of rows that pass from one rank to another, all ranks together",
     "x": "how many times as long as that method, by trip; by loop where ranks outnumber cores",
@@ -110,7 +111,9 @@ def draw(launch: Launch, out: Console) -> None:
 
 def _table(launch: Launch) -> Table:
     figure = figure_of(launch)
-    table = terminal.table("method", "dispatch", "combine", "trip", "p10", "p90", "loop", "MiB", f"x {BASELINE}", f"x {LIMIT}")
+    table = terminal.table(
+        "method", "dispatch", "combine", "trip", "p10", "p90", "rows", "loop", "MiB", f"x {BASELINE}", f"x {LIMIT}"
+    )
     for row in launch.rows:
         if row.figures is None:
             continue
@@ -133,7 +136,8 @@ def figure_of(launch: Launch) -> str:
 def _times(found: Figures) -> list[str]:
     trip = found.round_trip
     medians = [number(part.median) for part in (found.dispatch, found.combine, trip)]
-    return [*medians, number(trip.p10), number(trip.p90), number(found.back_to_back)]
+    transfer = "-" if found.transfer is None else number(found.transfer)
+    return [*medians, number(trip.p10), number(trip.p90), transfer, number(found.back_to_back)]
 
 
 def number(microseconds: float) -> str:
