@@ -34,9 +34,19 @@ class Arguments {
 
   // Where the tensor `name` of the call that was matched last begins.
   const void* const* data(const char* name) const {
-    for (const Slot& one : slots_)
-      if (one.is_tensor && PyUnicode_CompareWithASCIIString(one.name.ptr(), name) == 0) return &one.data;
-    fail("no tensor %s", name);
+    const Slot* found = find(name);
+    if (!found) fail("no tensor %s", name);
+    return &found->data;
+  }
+  // The same for a tensor that need not be given: null then.
+  const void* const* data_or_none(const char* name) const {
+    static const void* const none = nullptr;
+    const Slot* found = find(name);
+    return found ? &found->data : &none;
+  }
+  size_t ndim(const char* name) const {
+    const Slot* found = find(name);
+    return found ? found->form.shape.size() : 0;
   }
 
  private:
@@ -47,6 +57,12 @@ class Arguments {
     const void* data = nullptr;
   };
 
+  const Slot* find(const char* name) const {
+    for (const Slot& one : slots_)
+      if (one.is_tensor && PyUnicode_CompareWithASCIIString(one.name.ptr(), name) == 0) return &one;
+    return nullptr;
+  }
+
   Slot slot(nb::handle name, nb::handle value) const {
     Slot result{nb::borrow(name), nb::borrow(value)};
     nb::dlpack::dltensor seen;
@@ -54,6 +70,7 @@ class Arguments {
       if (!type_.look(value, &seen) || !is_dense(seen)) fail("a tensor that is not dense");
       result.is_tensor = true;
       result.form = {seen.dtype, {seen.shape, seen.shape + seen.ndim}};
+      result.data = static_cast<const uint8_t*>(seen.data) + seen.byte_offset;
       result.value.reset();
     } else if (!value.is_none() && !nb::isinstance<nb::str>(value) && !nb::isinstance<nb::int_>(value)) {
       fail("an argument that could change");
@@ -126,6 +143,15 @@ struct Repeated {
   }
 };
 
+// expert_ids and the mask of a call.
+struct Keys {
+  const void *const *ids, *const *mask;
+  bool by_row;
+  explicit Keys(const Arguments& args)
+      : ids(args.data("expert_ids")), mask(args.data_or_none("x_active_mask")), by_row(args.ndim("x_active_mask") == 1) {}
+  RawKeys raw() const { return {static_cast<const int32_t*>(*ids), static_cast<const uint8_t*>(*mask), by_row}; }
+};
+
 int checked(int status) {
   if ((status & 0xff) == static_cast<int>(Status::interrupted)) throw nb::python_error();
   return status;
@@ -133,22 +159,23 @@ int checked(int status) {
 
 struct Dispatch : Repeated {
   RepeatedDispatch steps;
-  const void* const *x, *const *ids;
+  Keys keys;
+  const void *const *x, *const *weights;
 
   Dispatch(const nb::dict& sample, nb::handle tensor_type, nb::handle of_channel, nb::handle check, nb::handle sort, nb::bytes body,
            uint32_t number_begin, const Blanks& outputs, int dtype, bool quantised, bool cumulative, uint64_t nt_bytes)
       : Repeated(sample, tensor_type, of_channel, check, sort, body, number_begin, outputs),
         steps(channel, nb::cast<KeyCheck&>(check), nb::cast<KeySort&>(sort),
-              form(type, sample["x"], dtype, quantised, cumulative, nt_bytes)),
-        x(args.data("x")), ids(args.data("expert_ids")) {
+              form(type, sample["x"], dtype, quantised, *args.data_or_none("expert_scales") != nullptr, cumulative, nt_bytes)),
+        keys(args), x(args.data("x")), weights(args.data_or_none("expert_scales")) {
     if (blanks.size() != 6) fail("%zu outputs beside the rows", blanks.size());
   }
 
-  static RepeatedDispatch::Form form(const TensorType& type, nb::handle rows, int dtype, bool quantised, bool cumulative,
-                                     uint64_t nt_bytes) {
+  static RepeatedDispatch::Form form(const TensorType& type, nb::handle rows, int dtype, bool quantised, bool weighted,
+                                     bool cumulative, uint64_t nt_bytes) {
     nb::dlpack::dltensor seen;
     if (!type.look(rows, &seen) || seen.ndim != 2) fail("rows that cannot be looked at");
-    return {static_cast<Dtype>(dtype), seen.shape[0], seen.shape[1], quantised, cumulative, nt_bytes};
+    return {static_cast<Dtype>(dtype), seen.shape[0], seen.shape[1], quantised, weighted, cumulative, nt_bytes};
   }
 
   int start(uint64_t sequence, uint64_t number, uint64_t staging, double timeout_s) {
@@ -156,8 +183,8 @@ struct Dispatch : Repeated {
     {
       const nb::gil_scoped_release no_gil;
       set_number(offer, number_at, number);
-      if (steps.publish(sequence, offer, static_cast<const int32_t*>(*ids), static_cast<const uint8_t*>(*x),
-                        pointer<uint8_t>(staging)))
+      const RepeatedDispatch::Given given{keys.raw(), static_cast<const uint8_t*>(*x), static_cast<const float*>(*weights)};
+      if (steps.publish(sequence, offer, given, pointer<uint8_t>(staging)))
         status = wait(sequence, timeout_s);
     }
     return status < 0 ? status : checked(status);
@@ -171,7 +198,7 @@ struct Dispatch : Repeated {
     {
       const nb::gil_scoped_release no_gil;
       steps.place({pointer<uint8_t>(rows), rows_bytes, static_cast<float*>(data[0]), blanks[0].num_bytes(),
-                   static_cast<int32_t*>(data[1]), static_cast<int64_t*>(data[2]), static_cast<int32_t*>(data[3])});
+                   static_cast<float*>(data[5]), blanks[5].num_bytes(), static_cast<int32_t*>(data[1]), static_cast<int64_t*>(data[2]), static_cast<int32_t*>(data[3])});
     }
     return nb::make_tuple(made[0], made[1], made[2], made[3], made[4], made[5]);
   }
@@ -179,14 +206,15 @@ struct Dispatch : Repeated {
 
 struct Combine : Repeated {
   RepeatedCombine steps;
-  const void* const *rows, *const *ids, *const *tags, *const *counts, *const *weights;
+  Keys keys;
+  const void *const *rows, *const *tags, *const *counts, *const *weights;
   int64_t num_rows = 0;
 
   Combine(const nb::dict& sample, nb::handle tensor_type, nb::handle of_channel, nb::handle check, nb::handle terms, nb::bytes body,
           uint32_t number_begin, const Blanks& outputs, int dtype, int64_t num_counts, int64_t room, uint64_t nt_bytes)
       : Repeated(sample, tensor_type, of_channel, check, terms, body, number_begin, outputs),
         steps(channel, nb::cast<KeyCheck&>(check), nb::cast<TermPlan&>(terms), form(blanks, dtype, num_counts, room, nt_bytes)),
-        rows(args.data("expand_x")), ids(args.data("expert_ids")), tags(args.data("assist_info_for_combine")),
+        keys(args), rows(args.data("expand_x")), tags(args.data("assist_info_for_combine")),
         counts(args.data("ep_send_counts")), weights(args.data("expert_scales")) {}
 
   static RepeatedCombine::Form form(const std::vector<TensorForm>& blanks, int dtype, int64_t num_counts, int64_t room,
@@ -208,7 +236,7 @@ struct Combine : Repeated {
       set_number(offer, number_at, number);
       const RepeatedCombine::Held held{static_cast<const int32_t*>(*counts), static_cast<const int32_t*>(*tags),
                                        static_cast<const uint8_t*>(*rows), in_place};
-      if (steps.publish(sequence, offer, num_rows, held, static_cast<const int32_t*>(*ids), pointer<uint8_t>(staging)))
+      if (steps.publish(sequence, offer, num_rows, held, keys.raw(), pointer<uint8_t>(staging)))
         status = wait(sequence, timeout_s);
     }
     return status < 0 ? status : checked(status);

@@ -15,6 +15,12 @@ void set_segment(Offer& offer, int index, const void* begin, uint64_t num_bytes)
   offer.segments[index] = {reinterpret_cast<uint64_t>(begin), num_bytes};
 }
 
+bool check_keys(KeyCheck& check, const RawKeys& raw, int64_t num_rows, uint8_t* out) {
+  int64_t active = num_rows;
+  if (raw.by_row) active = num_rows - std::count(raw.mask, raw.mask + num_rows, uint8_t{0});
+  return check.run(raw.keys, num_rows, active, raw.by_row ? nullptr : raw.mask, reinterpret_cast<int32_t*>(out));
+}
+
 // Adds the time until its end.
 class Moving {
  public:
@@ -38,29 +44,42 @@ void set_number(Offer& offer, uint32_t at, uint64_t number) {
 RepeatedDispatch::RepeatedDispatch(Channel& channel, KeyCheck& check, KeySort& sort, const Form& form)
     : channel_(channel), check_(check), sort_(sort), form_(form) {
   if (form.num_tokens < 1 || form.hidden < 1) fail("%zd rows of %zd", form.num_tokens, form.hidden);
-  rows_at_ = aligned(uint64_t(form.num_tokens) * static_cast<uint64_t>(check.out_width()) * sizeof(int32_t));
+  rows_at_ = aligned(pair_bytes());
   factors_at_ = rows_at_ + aligned(uint64_t(form.num_tokens) * row_bytes());
+  weights_at_ = factors_at_ + (form.quantised ? aligned(uint64_t(form.num_tokens) * sizeof(float)) : 0);
 }
 
-bool RepeatedDispatch::publish(uint64_t sequence, Offer& offer, const int32_t* raw_keys, const uint8_t* rows, uint8_t* staging) {
-  if (!check_.run(raw_keys, form_.num_tokens, form_.num_tokens, nullptr, reinterpret_cast<int32_t*>(staging))) return false;
+bool RepeatedDispatch::publish(uint64_t sequence, Offer& offer, const Given& given, uint8_t* staging) {
+  if (!check_keys(check_, given.keys, form_.num_tokens, staging)) return false;
   const auto num_tokens = static_cast<uint64_t>(form_.num_tokens);
-  uint8_t* const out = staging + rows_at_;
-  uint8_t* const factors = staging + factors_at_;
+  uint8_t* const rows = staging + rows_at_;
+  auto* const factors = reinterpret_cast<float*>(staging + factors_at_);
+  auto* const weights = reinterpret_cast<float*>(staging + weights_at_);
   {
     const Moving moving(channel_);
     if (form_.quantised)
-      quantise_rows({form_.dtype, form_.hidden, form_.num_tokens, rows, uint64_t(form_.hidden) * size_of(form_.dtype),
+      quantise_rows({form_.dtype, form_.hidden, form_.num_tokens, given.rows, uint64_t(form_.hidden) * size_of(form_.dtype),
                      form_.num_tokens, nullptr, nullptr, 0, nullptr},
-                    reinterpret_cast<int8_t*>(out), reinterpret_cast<float*>(factors));
+                    reinterpret_cast<int8_t*>(rows), factors);
     else
-      std::memcpy(out, rows, num_tokens * row_bytes());
+      std::memcpy(rows, given.rows, num_tokens * row_bytes());
+    if (form_.weighted) write_weights(given.weights, weights);
   }
-  set_segment(offer, 0, staging, num_tokens * static_cast<uint64_t>(check_.out_width()) * sizeof(int32_t));
-  set_segment(offer, 1, out, num_tokens * row_bytes());
+  set_segment(offer, 0, staging, pair_bytes());
+  set_segment(offer, 1, rows, num_tokens * row_bytes());
   set_segment(offer, 2, factors, form_.quantised ? num_tokens * sizeof(float) : 0);
+  set_segment(offer, 3, weights, form_.weighted ? pair_bytes() : 0);
   channel_.publish(sequence, offer);
   return true;
+}
+
+// [num_tokens, out_width]: those of the keys that were given, 0 behind them.
+void RepeatedDispatch::write_weights(const float* weights, float* out) const {
+  const int width = check_.width(), out_width = check_.out_width();
+  for (int64_t token = 0; token < form_.num_tokens; token++, weights += width, out += out_width) {
+    std::copy(weights, weights + width, out);
+    std::fill(out + width, out + out_width, 0.0f);
+  }
 }
 
 int64_t RepeatedDispatch::count(uint64_t sequence, const Offer& offer) {
@@ -73,6 +92,8 @@ void RepeatedDispatch::place(const Outputs& out) const {
   sort_.place(*channel_.sources(1), out.rows, out.rows_bytes, row_bytes(), row_bytes(), false, form_.nt_bytes);
   if (form_.quantised)
     sort_.place(*channel_.sources(2), reinterpret_cast<uint8_t*>(out.factors), out.factors_bytes, 4, 4, false, 0);
+  if (form_.weighted)
+    sort_.place(*channel_.sources(3), reinterpret_cast<uint8_t*>(out.weights), out.weights_bytes, 4, 4, true, 0);
   sort_.write_tags(out.tags);
   sort_.write_key_counts(out.key_counts, form_.cumulative);
   const std::vector<int32_t>& counts = sort_.running_counts();
@@ -101,12 +122,11 @@ RepeatedCombine::Cut RepeatedCombine::cut(int64_t num_rows, bool in_place) const
   return result;
 }
 
-bool RepeatedCombine::publish(uint64_t sequence, Offer& offer, int64_t num_rows, const Held& held, const int32_t* raw_keys,
+bool RepeatedCombine::publish(uint64_t sequence, Offer& offer, int64_t num_rows, const Held& held, const RawKeys& keys,
                               uint8_t* staging) {
   const Cut at = cut(num_rows, held.in_place);
-  auto* const keys = reinterpret_cast<int32_t*>(staging + at.keys);
-  if (!check_.run(raw_keys, form_.num_tokens, form_.num_tokens, nullptr, keys)) return false;
-  keys_ = keys;
+  if (!check_keys(check_, keys, form_.num_tokens, staging + at.keys)) return false;
+  keys_ = reinterpret_cast<const int32_t*>(staging + at.keys);
   const auto rows = static_cast<uint64_t>(num_rows);
   const uint64_t count_bytes = static_cast<uint64_t>(form_.num_counts) * sizeof(int32_t);
   std::memcpy(staging, held.running_counts, count_bytes);

@@ -14,40 +14,56 @@ namespace commfuse {
 // Writes the number of a call, little-endian, into the body of its header.
 void set_number(Offer& offer, uint32_t at, uint64_t number);
 
-// Rows to the owners of their keys. Segments: keys, rows, and (quantised) one factor a row.
+// The raw keys of a call, and which of them take part. A mask of a byte for each row has every 1 before every 0.
+struct RawKeys {
+  const int32_t* keys;
+  const uint8_t* mask = nullptr;  // null: all
+  bool by_row = false;            // a byte for each row, otherwise for each pair
+};
+
+// Rows to the owners of their keys. Segments: keys, rows, (quantised) a factor for each row, (weighted) a weight for each pair.
 class RepeatedDispatch {
  public:
   struct Form {
     Dtype dtype;
     int64_t num_tokens, hidden;
-    bool quantised, cumulative;
+    bool quantised, weighted, cumulative;
     uint64_t nt_bytes;
+  };
+  struct Given {
+    RawKeys keys;
+    const uint8_t* rows;
+    const float* weights;
   };
   struct Outputs {
     uint8_t* rows;
     uint64_t rows_bytes;
     float* factors;
     uint64_t factors_bytes;
+    float* weights;
+    uint64_t weights_bytes;
     int32_t* tags;
     int64_t* key_counts;
     int32_t* running_counts;
   };
   RepeatedDispatch(Channel& channel, KeyCheck& check, KeySort& sort, const Form& form);
 
-  uint64_t staged_bytes() const { return factors_at_ + (form_.quantised ? uint64_t(form_.num_tokens) * 4 : 0); }
+  uint64_t staged_bytes() const { return weights_at_ + (form_.weighted ? pair_bytes() : 0); }
   // False, and nothing is published, when the keys are not all valid.
-  bool publish(uint64_t sequence, Offer& offer, const int32_t* raw_keys, const uint8_t* rows, uint8_t* staging);
+  bool publish(uint64_t sequence, Offer& offer, const Given& given, uint8_t* staging);
   // When all have published: the number of rows for this rank; -1 when the headers are not all equal.
   int64_t count(uint64_t sequence, const Offer& offer);
   void place(const Outputs& out) const;
 
  private:
   uint64_t row_bytes() const { return uint64_t(form_.hidden) * (form_.quantised ? 1 : size_of(form_.dtype)); }
+  uint64_t pair_bytes() const { return uint64_t(form_.num_tokens) * static_cast<uint64_t>(check_.out_width()) * 4; }
+  void write_weights(const float* weights, float* out) const;
   Channel& channel_;
   KeyCheck& check_;
   KeySort& sort_;
   const Form form_;
-  uint64_t rows_at_, factors_at_;
+  uint64_t rows_at_, factors_at_, weights_at_;
 };
 
 // Rows back to where they came from, summed. Segments: running counts, tags, rows; the keys stay here.
@@ -70,7 +86,7 @@ class RepeatedCombine {
   int64_t num_held(const int32_t* running_counts) const;
   uint64_t staged_bytes(int64_t num_rows, bool in_place) const { return cut(num_rows, in_place).end; }
   const int32_t* keys() const { return keys_; }
-  bool publish(uint64_t sequence, Offer& offer, int64_t num_rows, const Held& held, const int32_t* raw_keys, uint8_t* staging);
+  bool publish(uint64_t sequence, Offer& offer, int64_t num_rows, const Held& held, const RawKeys& keys, uint8_t* staging);
   // When all have published: 0, or a fault of TermPlan; -1 when the headers are not all equal.
   int find(uint64_t sequence, const Offer& offer, const float* weights);
   void sum(uint8_t* out) const;

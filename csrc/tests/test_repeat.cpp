@@ -21,6 +21,8 @@ float value(int rank, uint64_t round, int64_t token, int64_t column) {
   return static_cast<float>(rank * 1000 + static_cast<int>(round % 7) * 100 + token * 20 + column);
 }
 
+float weight(int rank, uint64_t round, int64_t pair) { return value(rank, round, pair, 0) + 0.5f; }
+
 std::vector<int32_t> keys_of(int rank, uint64_t round) {
   std::mt19937 random(static_cast<unsigned>(rank * 100 + round));
   std::vector<int32_t> keys;
@@ -38,7 +40,7 @@ struct Layer {
       : me(rank), arena(*ranks[static_cast<size_t>(rank)].arena), channel(make_channel(ranks, rank)),
         check(kWidth, kKeys, kKeys, kKeys, {}), sort(kWidth, kKeys, rank * kKeysEach, (rank + 1) * kKeysEach),
         terms(kWidth, kWidth, kRanks, rank, owners(), slots()),
-        dispatch(*channel, check, sort, {Dtype::f32, kTokens, kHidden, false, false, 0}),
+        dispatch(*channel, check, sort, {Dtype::f32, kTokens, kHidden, false, true, false, 0}),
         combine(*channel, check, terms, {Dtype::f32, kTokens, kHidden, kKeysEach * kRanks, kRoom, 1}) {
     offer.agreed_bytes = 12;
     offer.body.assign(12, 1);
@@ -75,6 +77,7 @@ struct Layer {
   Offer offer;
   uint64_t sequence = 0;
   std::vector<int32_t> tags = std::vector<int32_t>(3 * kRoom), counts = std::vector<int32_t>(kKeysEach * kRanks);
+  std::vector<float> weights = std::vector<float>(kRoom);
   std::vector<int64_t> key_counts = std::vector<int64_t>(kKeysEach);
 };
 
@@ -84,11 +87,15 @@ int64_t run_dispatch(Layer& layer, uint64_t round, float* rows) {
     for (int64_t column = 0; column < kHidden; column++) x.push_back(value(layer.me, round, token, column));
   layer.begin();
   CHECK(layer.dispatch.staged_bytes() <= kStaging);
-  CHECK(layer.dispatch.publish(layer.sequence, layer.offer, keys_of(layer.me, round).data(),
-                               reinterpret_cast<const uint8_t*>(x.data()), layer.stage()));
+  const std::vector<int32_t> keys = keys_of(layer.me, round);
+  std::vector<float> weights;
+  for (size_t pair = 0; pair < keys.size(); pair++) weights.push_back(weight(layer.me, round, static_cast<int64_t>(pair)));
+  CHECK(layer.dispatch.publish(layer.sequence, layer.offer,
+                               {{keys.data()}, reinterpret_cast<const uint8_t*>(x.data()), weights.data()}, layer.stage()));
   layer.await(kPublished, layer.sequence);
   const int64_t num_rows = layer.dispatch.count(layer.sequence, layer.offer);
-  layer.dispatch.place({reinterpret_cast<uint8_t*>(rows), kRoom * kHidden * 4, nullptr, 0, layer.tags.data(),
+  layer.dispatch.place({reinterpret_cast<uint8_t*>(rows), kRoom * kHidden * 4, nullptr, 0, layer.weights.data(),
+                        kRoom * 4, layer.tags.data(),
                         layer.key_counts.data(), layer.counts.data()});
   layer.channel->advance(kConsumed, layer.sequence);
   return num_rows;
@@ -103,6 +110,7 @@ void check_rows(const Layer& layer, uint64_t round, int64_t num_rows, const floa
         if (keys[static_cast<size_t>(pair)] != key) continue;
         for (int64_t column = 0; column < kHidden; column++)
           CHECK(rows[place * kHidden + column] == value(rank, round, pair / kWidth, column));
+        CHECK(layer.weights[static_cast<size_t>(place)] == weight(rank, round, pair));
         const int32_t tag[3] = {rank, static_cast<int32_t>(pair / kWidth), static_cast<int32_t>(pair % kWidth)};
         CHECK(std::memcmp(&layer.tags[static_cast<size_t>(3 * place)], tag, sizeof tag) == 0);
         place++;
@@ -120,7 +128,7 @@ bool run_combine(Layer& layer, uint64_t round, const float* rows, bool in_place,
   layer.begin();
   CHECK(layer.combine.publish(layer.sequence, layer.offer, num_rows,
                               {layer.counts.data(), layer.tags.data(), reinterpret_cast<const uint8_t*>(rows), in_place},
-                              keys_of(layer.me, round).data(), layer.stage()));
+                              {keys_of(layer.me, round).data()}, layer.stage()));
   layer.await(kPublished, layer.sequence);
   const int fault = layer.combine.find(layer.sequence, layer.offer, weights.data());
   if (fault == 0) layer.combine.sum(reinterpret_cast<uint8_t*>(sums->data()));
@@ -161,8 +169,8 @@ void test_damage() {
     run_dispatch(layer, 1, rows);
     CHECK(run_combine(layer, 1, rows, true, &sums));
     const std::vector<int32_t> bad(kTokens * kWidth, kKeys);
-    CHECK(!layer.dispatch.publish(layer.sequence + 1, layer.offer, bad.data(), nullptr, layer.stage()));
-    CHECK(!layer.combine.publish(layer.sequence + 1, layer.offer, 0, {layer.counts.data(), nullptr, nullptr, true}, bad.data(),
+    CHECK(!layer.dispatch.publish(layer.sequence + 1, layer.offer, {{bad.data()}, nullptr, nullptr}, layer.stage()));
+    CHECK(!layer.combine.publish(layer.sequence + 1, layer.offer, 0, {layer.counts.data(), nullptr, nullptr, true}, {bad.data()},
                                  layer.stage()));
     layer.counts.back() = kRoom + 1;
     CHECK(layer.combine.num_held(layer.counts.data()) == -1);
@@ -172,7 +180,8 @@ void test_damage() {
     if (me == 1) layer.offer.body[0] = 9;
     layer.begin();
     const std::vector<float> x(kTokens * kHidden);
-    CHECK(layer.dispatch.publish(layer.sequence, layer.offer, keys_of(me, 0).data(), reinterpret_cast<const uint8_t*>(x.data()),
+    const std::vector<int32_t> keys = keys_of(me, 0);
+    CHECK(layer.dispatch.publish(layer.sequence, layer.offer, {{keys.data()}, reinterpret_cast<const uint8_t*>(x.data()), x.data()},
                                  layer.stage()));
     layer.await(kPublished, layer.sequence);
     CHECK(layer.dispatch.count(layer.sequence, layer.offer) == -1);

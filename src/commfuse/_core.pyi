@@ -487,7 +487,7 @@ class Repeated:
 
 @final
 class RepeatedDispatch(Repeated):
-    """``start``, then ``count``, then ``place``; the segments are keys, rows, factors."""
+    """``start``, then ``count``, then ``place``; the segments are keys, rows, factors, weights."""
 
     def __init__(
         self,
@@ -506,7 +506,7 @@ class RepeatedDispatch(Repeated):
     ) -> None:
         """``body``: of the header; all up to and with the 8 bytes of a number at ``number_at`` must agree.
 
-        ``outputs``: shape, and a tensor of the dtype, of factors, tags, key counts, running counts, own rows (or none), unused.
+        ``outputs``: shape, and a tensor of the dtype, of factors, tags, key counts, running counts, own rows (or none), weights.
         """
     @property
     def staged_bytes(self) -> int:

@@ -115,7 +115,7 @@ class Repeat:
 class RepeatedDispatch(Repeat):
     """Of npu_moe_distribute_dispatch_v2."""
 
-    _ABSENT = ("scales", "x_active_mask", "expert_scales", "elastic_info", "performance_info")
+    _ABSENT = ("scales", "elastic_info", "performance_info")
 
     def __init__(self, call: Call, domain: Domain, bind: Callable[[Args], Call], args: Args) -> None:
         super().__init__(call, domain, bind)
@@ -165,7 +165,6 @@ class RepeatedCombine(Repeat):
     """Of npu_moe_distribute_combine_v2."""
 
     _ABSENT = (
-        "x_active_mask",
         "shared_expert_x",
         "elastic_info",
         "performance_info",
