@@ -7,11 +7,11 @@ import gc
 import importlib
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 import pytest
@@ -25,7 +25,7 @@ from commfuse.operators.moe_distribute.cases import RoundTrip, random_case
 from tests.conftest import RunRanks
 from tests.faults.bodies import die, error_of, run, struck, world
 from tests.faults.rank import Notes
-from tests.faults.work import v2
+from tests.faults.work import round_without, v2
 
 from . import core, layer  # noqa: F401 - skips where the core is not built
 
@@ -317,24 +317,60 @@ def test_rows_of_another_dispatch_are_found(run_ranks: RunRanks, what: str) -> N
     assert all(right for _, right in errors)
 
 
-def lent(rank: int) -> dict[str, Any]:
-    with config.override(**PLAIN):
-        for seed in range(4):
-            out = layer.dispatch(rank, 2, seed)
+class Slow:
+    """The core's half of a repeated combine, which sums only when told so."""
+
+    def __init__(self, half: Any, wait: Callable[[], None]) -> None:
+        self._half, self._wait = half, wait
+
+    def sum(self) -> torch.Tensor:
+        self._wait()
+        return cast(torch.Tensor, self._half.sum())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._half, name)
+
+
+def lent(rank: int, world_size: int, notes: Notes) -> None:
+    """Rank 0 changes its rows while rank 1 has found them and not summed them yet."""
+    with counted() as ways:
+        for seed in range(5):
+            out = layer.dispatch(rank, world_size, seed)
+            if rank == 1 and seed == 4:
+                for known in repeats.of(groups.resolve(world()), COMBINE)._known.values():
+                    known._core = Slow(known._core, lambda: notes.await_all("changed", [0]))
             y = out[0].mul_(2)
-            layer.combine(rank, 2, out, y, seed)
-            if rank == 0 and seed == 3:
-                y.add_(1)
-        error = error_of(lambda: layer.dispatch(rank, 2, 5))
-        if error:
-            commfuse.reset(world())
-        return error
+            layer.combine(rank, world_size, out, y, seed)
+    y.add_(1)
+    notes.write("changed", ways)
+    notes.write("found", error_of(lambda: layer.dispatch(rank, world_size, 5)))
 
 
-def test_rows_that_are_changed_while_they_are_lent_are_noticed_or_were_read(run_ranks: RunRanks) -> None:
-    """Whether the peer has read them by then depends on who is quicker; both ranks find the same."""
-    errors = run_ranks(2, lent)
-    assert bool(errors[0]) == bool(errors[1])
+def test_rows_that_are_changed_while_they_are_lent_are_noticed(tmp_path: Path) -> None:
+    notes = run(tmp_path, 2, lent)
+    assert [one["changed"]["short"] for one in notes] == [6, 6]
+    for one in notes:
+        assert one["found"]["error"] == "ExchangeError"
+        assert "rank 0 changed a tensor that call " in one["found"]["text"]
+
+
+def left_out(rank: int, world_size: int, notes: Notes) -> None:
+    """The others go on without rank 3, which waits for them in a repeated call; then they take it in again."""
+    for seed in range(4):
+        assert v2(rank, world_size, seed)
+    if rank != 3:
+        assert round_without(rank, world_size, (0, 1, 2), 4)
+    right = v2(rank, world_size, 5)
+    with counted() as ways:
+        right = all(v2(rank, world_size, seed) for seed in range(6, 10)) and right
+    notes.write("right", right)
+    notes.write("ways", ways)
+
+
+def test_a_rank_that_was_left_out_is_taken_in_again(tmp_path: Path) -> None:
+    notes = run(tmp_path, 4, left_out)
+    assert [one["right"] for one in notes] == [True] * 4
+    assert all(one["ways"]["short"] >= 4 for one in notes), notes
 
 
 def killed(rank: int, world_size: int, notes: Notes) -> None:
