@@ -227,7 +227,8 @@ def _refusals(subject: str, product: str, members: Group, broken: Sequence[Seque
 
 
 def _differences(members: Group, stated: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
-    names = names or [n for n in stated[0] if len({repr(s.get(n)) for s in stated}) > 1]
+    known = dict.fromkeys(name for _, values in _by_rank(members, stated) for name in values)  # some ranks may state more
+    names = names or [n for n in known if len({repr(s.get(n)) for s in stated}) > 1]
     operators = sorted({s["operator"] for s in stated})
     lines = [f"{' / '.join(operators)}: ranks of group {members.name!r} disagree:"]
     for name in names:

@@ -56,7 +56,43 @@ def test_a_call_more_before_the_others_exit_is_named(tmp_path: Path, backend: st
     error = run(tmp_path, 2, once_more_and_exit, backend=backend)[1]["error"]
     assert error["error"] == "ExchangeError"
     assert error["text"].startswith(BARRIER)
-    assert ("rank 0 (pid " in error["text"]) if backend == "cpu" else ("exchange with rank 0 failed" in error["text"])
+    assert "rank 0 (pid " in error["text"]
+
+
+def once_less(rank: int, world_size: int, notes: Notes) -> None:
+    """Rank 1 makes a barrier less than the others, and all go on with a dispatch; in the end all have made as many calls."""
+    calls = [barrier, barrier, lambda: layer.dispatch(rank, 4)]
+    if rank == 1:
+        calls = [barrier, calls[2], calls[2]]
+    notes.write("errors", [error_of(call) for call in calls])
+    notes.write("right", v2(rank, 4, 3))
+
+
+@both
+def test_a_call_less_before_another_is_named(tmp_path: Path, backend: str) -> None:
+    for notes in run(tmp_path, 4, once_less, backend=backend):
+        first, second, third = notes["errors"]
+        assert (first, third) == ({}, {})
+        assert second["error"] == "MismatchError"
+        assert f"'{BARRIER}' on ranks 0, 2, 3 of 4; 'npu_moe_distribute_dispatch_v2' on rank 1 of 4" in second["text"]
+        assert notes["right"]
+
+
+def once_less_and_exit(rank: int, world_size: int, notes: Notes) -> None:
+    """Rank 1 makes a call less, and ends its program."""
+    barrier()
+    if rank != 1:
+        notes.write("error", error_of(barrier))
+        notes.await_all("error", [0, 2, 3])
+
+
+@both
+def test_a_call_less_and_exit_is_named(tmp_path: Path, backend: str) -> None:
+    notes = run(tmp_path, 4, once_less_and_exit, backend=backend)
+    for rank in (0, 2, 3):
+        assert notes[rank]["error"]["error"] == "ExchangeError"
+        assert notes[rank]["error"]["text"].startswith(BARRIER)
+        assert "rank 1" in notes[rank]["error"]["text"]
 
 
 def a_refusal(rank: int, world_size: int, notes: Notes) -> None:

@@ -36,7 +36,7 @@ def with_header(rank: int, head: bytes, name: bytes) -> tuple[str, str]:
         barrier()
         kept = groups.resolve(world()).shared["windows"][0].whole._offers
         kept.clear()
-        with mock.patch.object(session, "_body", return_value=(head, name)) if rank == 1 else mock.patch.dict({}):
+        with mock.patch.object(session.Session, "body", return_value=(head, name)) if rank == 1 else mock.patch.dict({}):
             first = barrier()
         kept.clear()
         return first, barrier()

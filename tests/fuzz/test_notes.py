@@ -39,6 +39,8 @@ NOTES = st.builds(
     failed=AGREED,
     error=st.sampled_from(["", "ExchangeError", "MismatchError"]),
     text=st.text(max_size=40),
+    refused=st.text(max_size=10),
+    elsewhere=st.text(max_size=10),
 )
 
 
@@ -68,7 +70,7 @@ def test_a_note_deeper_than_python_follows_is_none() -> None:
     assert Note.unpack(b'{"a":' * 200 + b"1" + b"}" * 24) is None
 
 
-PATHS = [["state"], ["text"], ["proposal"], ["settled"]]
+PATHS = [["state"], ["text"], ["refused"], ["elsewhere"], ["proposal"], ["settled"]]
 PATHS += [["proposal", name] for name in ("attempt", "kind", "members", "calls")]
 
 
@@ -101,12 +103,12 @@ def test_a_note_with_one_changed_byte(note: Note, place: int, value: int) -> Non
 
 
 @SEEDED
-@given(NOTES, st.text(max_size=900))
-@example(Note(state=FAILED, proposal=Agreed(), settled=Agreed()), "ä" * 600)  # longer in bytes than in characters
-@example(Note(state=FAILED, proposal=Agreed(), settled=Agreed()), "\0" * 600)  # six bytes each
-@example(Note(state=FAILED, proposal=Agreed(), settled=Agreed()), "file \udcff")  # a file name that is not UTF-8, in an error
-def test_a_note_with_any_text_fits_on_the_board(note: Note, text: str) -> None:
-    data = replace(note, text=text).pack()
+@given(NOTES, st.text(max_size=900), st.text(max_size=300))
+@example(Note(state=FAILED, proposal=Agreed(), settled=Agreed()), "ä" * 600, "")  # longer in bytes than in characters
+@example(Note(state=FAILED, proposal=Agreed(), settled=Agreed()), "\0" * 600, "")  # six bytes each
+@example(Note(state=FAILED, proposal=Agreed(), settled=Agreed()), "file \udcff", "")  # a file name that is not UTF-8, in an error
+def test_a_note_with_any_texts_fits_on_the_board(note: Note, text: str, refused: str) -> None:
+    data = replace(note, text=text, refused=refused, elsewhere=refused).pack()
     assert len(data) <= _core.POST_BYTES
     assert Note.unpack(data) is not None
 
@@ -118,8 +120,8 @@ def test_any_header_can_be_told_of(body: bytes, number: int) -> None:
     channel = SimpleNamespace(
         body=lambda member, newest: body, sequence_in_slot=lambda member, newest: newest, counter=lambda member, line: 5
     )
-    other: Any = SimpleNamespace(channel=channel, _start=0)
-    session: Any = SimpleNamespace(channel=channel, _start=0, domain=SimpleNamespace(halves=other, whole=None))
+    other: Any = SimpleNamespace(channel=channel, _eldest=0)
+    session: Any = SimpleNamespace(channel=channel, _eldest=0, domain=SimpleNamespace(halves=other, whole=None))
     assert Session._latest(session, 1, 5).startswith(", the last one")
     session.domain.whole = session
     assert Session._is_elsewhere(session, 1, 6, number) == (int.from_bytes(body[17:25], "little") >= number)

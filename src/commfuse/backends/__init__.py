@@ -5,6 +5,8 @@ A group's backend is chosen once, by all its ranks together, at the group's firs
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from .. import causes, config, peers
 from ..agreement import agree_on
 from ..errors import BackendError
@@ -18,6 +20,15 @@ BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (Cpu(), Por
 AUTOMATIC = ("cpu", "portable")  # in order of preference; the others only by name
 
 
+@dataclass(eq=False, kw_only=True, slots=True)
+class _Choice:
+    """What some ranks of a group have asked for last, what runs it, and all that they have found by name."""
+
+    asked: str
+    backend: Backend
+    found: dict[str, Backend]
+
+
 def of(members: Group) -> Backend:
     """Return the backend of a group (of those of its ranks that take part), choosing it together if there is none yet.
 
@@ -27,23 +38,30 @@ def of(members: Group) -> Backend:
         BackendError: no backend can run on every rank, or ranks ask for different ones; lists every rank's reasons.
     """
     asked = config.get("backend")
-    latest: dict[tuple[int, ...], tuple[str, Backend]] = members.shared.setdefault("backend", {})
-    known = latest.get(members.members)
-    if known is None or known[0] != asked:
-        known = latest[members.members] = asked, _chosen(members, asked, known)
-    return known[1]
+    latest: dict[tuple[int, ...], _Choice] = members.shared.setdefault("backend", {})  # in whatever order the ranks stand
+    choice = latest.get(members.members)
+    if choice is None or choice.asked != asked:
+        choice = latest[members.members] = _chosen(members, asked)
+    return choice.backend
 
 
-def _chosen(members: Group, asked: str, known: tuple[str, Backend] | None) -> Backend:
-    if known is not None:  # a change, by all together: one rank alone is found out by those that carry on as before
-        known[1].agree_on(members, _subject(asked))
-    chosen: dict[frozenset[int], tuple[str, Backend]] = members.shared.setdefault("backends", {})
+def _chosen(members: Group, asked: str) -> _Choice:
+    """Choose for ``asked`` what runs the calls of ``members``.
+
+    All of it rests on what every one of them knows: the choices of those sets of ranks that hold them all. A change goes through what
+    ran their calls before, where a rank that alone makes it is found out by those that carry on.
+    """
+    choices: dict[frozenset[int], _Choice] = members.shared.setdefault("backends", {})  # the latest is the last
     who = frozenset(members.members)
-    for ranks, (name, backend) in chosen.items():
-        if name == asked and who <= ranks:  # what all have chosen holds for those that are left
-            return backend
-    chosen[who] = asked, _choose(members, asked)
-    return chosen[who][1]
+    known = [choice for ranks, choice in choices.items() if who <= ranks]
+    before = choices.get(who) or (known[-1] if known else None)
+    if before is not None and before.asked != asked:
+        before.backend.agree_on(members, _subject(asked))
+    backend = next((choice.found[asked] for choice in known if asked in choice.found), None) or _choose(members, asked)
+    mine = choices.pop(who, None) or _Choice(asked=asked, backend=backend, found={})
+    mine.asked, mine.backend, mine.found[asked] = asked, backend, backend
+    choices[who] = mine
+    return mine
 
 
 def _subject(asked: str) -> str:

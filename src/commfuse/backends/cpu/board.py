@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ... import _core
 
 PROPOSED, SETTLED, FAILED = "proposed", "settled", "failed"  # where its rank is with an agreement
-_TEXT = _core.POST_BYTES // 2  # of an error; the rest is for three sets of members
+_LENGTHS = 512, 256, 64, 0  # characters of a text, each of up to six bytes; the rest is for sets of members
 _AGREEMENTS = ("proposal", "settled", "failed")
+_TEXTS = ("state", "error", "text", "refused", "elsewhere")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,6 +29,8 @@ class Agreed:
 class Note:
     """What one rank shows: its ``proposal``; the last one on which it has agreed with the others; the last one that has ``failed``
     since then, and why: the class of the error and its ``text``.
+
+    ``refused``: why it will refuse the call for which it proposes; ``elsewhere``: where else its process waits. In words, '' if not.
     """
 
     state: str
@@ -35,16 +39,18 @@ class Note:
     failed: Agreed = Agreed()
     error: str = ""
     text: str = ""
+    refused: str = ""
+    elsewhere: str = ""
 
     def pack(self) -> bytes:
-        """As bytes; the text is cut to what fits."""
-        data = self._pack(_TEXT)
-        return data if len(data) <= _core.POST_BYTES else self._pack(_TEXT // 8)  # a character takes up to six bytes
+        """As bytes; the texts are cut to what fits."""
+        packed = (self._pack(length) for length in _LENGTHS)
+        return next((data for data in packed if len(data) <= _core.POST_BYTES), b"")
 
     def _pack(self, length: int) -> bytes:
-        text = self.text if len(self.text) <= length else self.text[: length - 4] + " ..."
         content: dict[str, Any] = {name: _plain(getattr(self, name)) for name in _AGREEMENTS}
-        content |= {"state": self.state, "error": self.error, "text": text}
+        content |= {"state": self.state, "error": self.error, "elsewhere": _cut(self.elsewhere, length // 3)}
+        content |= {"text": _cut(self.text, length), "refused": _cut(self.refused, length)}
         return json.dumps(content, ensure_ascii=False).encode(errors="replace")
 
     @classmethod
@@ -53,9 +59,13 @@ class Note:
         try:
             content = json.loads(data.rstrip(b"\0"))
             made: dict[str, Any] = {name: _agreed(content[name]) for name in _AGREEMENTS}
-            return cls(**made | {name: str(content[name]) for name in ("state", "error", "text")})
+            return cls(**made | {name: str(content[name]) for name in _TEXTS})
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             return None
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: max(length - 4, 0)] + " ..."[:length]
 
 
 def _plain(agreed: Agreed) -> dict[str, Any]:
@@ -76,13 +86,15 @@ class Board:
         self._channel = channel
         self.mine = Note(state=SETTLED, proposal=Agreed(), settled=Agreed())  # what this rank shows, once it has shown anything
         self._posts = 0
+        self._posting = threading.Lock()  # a thread that waits in another group shows that here
         self._seen = [0] * channel.num_members  # the number of what was read last
 
     def show(self, **changes: Any) -> None:
         """Put this rank's note on its board, with fields changed, in the place of the one before."""
-        self.mine = replace(self.mine, **changes)
-        self._posts += 1
-        self._channel.post(self._posts, self.mine.pack())
+        with self._posting:
+            self.mine = replace(self.mine, **changes)
+            self._posts += 1
+            self._channel.post(self._posts, self.mine.pack())
 
     def read(self, member: int) -> Note | None:
         """Return what ``member`` shows now; None if nothing yet."""

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import NoReturn
 
-from ... import _core
+from ... import _core, agreement
 from ...call import Call
 from ...errors import CommfuseError, ExchangeError, GroupError
 from ...groups import Group
@@ -39,19 +41,29 @@ class Domain:
         self.members = members  # those that take part now, in the order of their ids in the call
         self.slabs = slabs.own()
         self.calls = 0
+        self.told: BaseException | None = None  # what has broken off an agreement: who was needed knows, nothing was under way
+        self._in_step = True  # whether those who take part are known to be before the same call
         channels, self.pids = windows(members, self.slabs)
         self.whole, self.halves = (Session(self, channel, depth) for channel, depth in zip(channels, DEPTHS, strict=True))
         self.board = Board(channels[0])
         members.shared.setdefault("waits", []).append(self.waited_us)
         self._busy = threading.Lock()
+        self.has_told_others = False
+        _of_process[:] = [*(one for one in _of_process if one() is not None), weakref.ref(self)]
         self._pid = os.getpid()
         for channel in channels if len(members.members) > host.cores() else ():
             channel.spin_ns = _SHORT_SPIN_NS
 
     @property
     def next_attempt(self) -> int:
-        """The number of the next agreement on who takes part, as far as this rank knows."""
+        """The number of the next agreement on who takes part, as far as this rank has come."""
         return max(self.board.mine.settled.attempt, self.board.mine.failed.attempt) + 1
+
+    @property
+    def latest_attempt(self) -> int:
+        """The number of the last agreement that has come about among any of the ranks, or failed here."""
+        notes = [self.board.read(member) for member in range(len(self.home.members)) if member != self.home.index]
+        return max([self.next_attempt - 1, *(note.settled.attempt for note in notes if note is not None)])
 
     @property
     def present(self) -> frozenset[int]:
@@ -67,6 +79,22 @@ class Domain:
         """Return the microseconds that this rank has waited for each rank's counters."""
         both = zip(self.home.members, self.whole.channel.waited_ns, self.halves.channel.waited_ns, strict=True)
         return {rank: (whole + halves) / 1000 for rank, whole, halves in both}
+
+    def tell_other_groups(self, subject: str, member: int) -> None:
+        """Show in all other groups of this process that it waits here for ``member``; until the next call that must not wait so long."""
+        text = f"it has last been seen in group {self.home.name!r}, waiting for {self.who(member)} in {subject}"
+        self._show_in_other_groups(text)
+
+    def _show_in_other_groups(self, text: str) -> None:
+        self.has_told_others = bool(text)
+        for other in [one() for one in list(_of_process)]:
+            if other is not None and other is not self and other._pid == os.getpid() and other.board.mine.elsewhere != text:
+                other.board.show(elsewhere=text)
+
+    def elsewhere(self, member: int) -> str:
+        """Return where ``member``, which does not come, has shown to be instead; '' if it has not."""
+        note = self.board.read(member)
+        return f"; {note.elsewhere}" if note is not None and note.elsewhere else ""
 
     @contextmanager
     def carrying_out(self, subject: str) -> Iterator[None]:
@@ -97,12 +125,13 @@ class Domain:
         self._busy.release()
 
     def broke_off(self, subject: str, error: BaseException) -> None:
-        """Stop the group on all ranks if ``error``, which has ended a call, is none that all of them know of.
+        """Stop the group on all ranks if ``error``, which has ended a call, is none that those whom it concerns know of.
 
         Raises:
             ExchangeError: it is one of the core.
         """
-        if isinstance(error, CommfuseError):
+        told, self.told = self.told, None
+        if isinstance(error, CommfuseError) or error is told:
             return
         text = self.about(subject, f"rank {self.home.rank} broke off: {type(error).__name__}: {error}")
         self.stop_here(text)
@@ -115,29 +144,46 @@ class Domain:
         Raises:
             CommfuseError: see `align.agree`; the same on all of them.
         """
-        if call.broken and self.poisoned and not self._was_left_out():
+        if self.has_told_others:
+            self._show_in_other_groups("")
+        if call.broken and self.poisoned and not (self._was_left_out() and self._all_live()):
             align.refuse(self, call)
         if self._names_the_dead_by_mistake(call, members):
-            return
-        if set(members.members) != set(self.members.members) or self._was_left_out():
-            align.agree(self, call.operator.name, members)
+            members = self.members
+        changes = set(members.members) != set(self.members.members) or self._was_left_out()
+        if call.operator.phase == "teardown":  # nobody waits for it, so nobody would agree with it
+            if changes:
+                raise LeftOut("others take part since then")
+        elif changes or not (self._in_step or self.poisoned):
+            align.agree(self, call.operator.name, members, agreement.refusal(call, call.group) if call.broken else "")
         if members.members != self.members.members:
             self.seat(members)
 
     def _names_the_dead_by_mistake(self, call: Call, members: Group) -> bool:
         """Whether a refused call leaves nobody out only because its table cannot be believed: it is refused among those that are left."""
-        if not call.broken or members.members != call.group.members or members.members == self.members.members:
-            return False
-        return not all(self.whole.channel.alive(member) for member in range(len(self.home.members)))
+        return bool(call.broken) and members.members == call.group.members and not (self._was_left_out() or self._all_live())
+
+    def _all_live(self) -> bool:
+        return all(self.whole.channel.alive(member) for member in range(len(self.home.members)))
 
     @property
     def lost_a_rank(self) -> bool:
         """Whether the group has been given up because a rank has ended."""
         return self.poisoned and self.whole.channel.cause()[1] == _DEAD
 
+    @property
+    def is_given_up(self) -> bool:
+        """Whether the group can go on only after an agreement, and not because the others have gone on without this rank."""
+        return self.poisoned and not self._was_left_out()
+
     def _was_left_out(self) -> bool:
         """Whether the others have gone on without this rank, which they now may take in again."""
         return self.poisoned and self.whole.channel.cause()[1] == _LEFT_OUT
+
+    def lose_step(self) -> None:
+        """Let the next call agree anew, whoever takes part in it; the short ways of calls, which would not, end."""
+        self._in_step = False
+        self.members = replace(self.members)
 
     def seat(self, members: Group) -> None:
         """Let ``members``, which the others have agreed to, take part in their order."""
@@ -149,10 +195,12 @@ class Domain:
     def restart(self, epoch: int, members: frozenset[int], calls: tuple[int, int]) -> None:
         """Begin anew with ``members`` behind ``calls``, the newest of each session; older causes, setups and loans are forgotten."""
         self._tell_left_out(self.present - members)
-        self.calls = 0
+        self.calls, self._in_step = 0, True
         in_flight(self.home).clear()
         for session, newest in zip((self.whole, self.halves), calls, strict=True):
-            session.restart(epoch, newest)
+            session.restart(
+                epoch, newest + 1
+            )  # a place is left free: place and number are never those of a call of another epoch
 
     def _tell_left_out(self, members: frozenset[int]) -> None:
         """Stop those of ``members`` that live from calling as if nothing had happened."""
@@ -197,6 +245,9 @@ class Domain:
         return f"rank {self.home.members[member]} (pid {self.pids[member]})"
 
 
+_of_process: list[weakref.ref[Domain]] = []
+
+
 def of(members: Group) -> Domain:
     """Return the domain that these ranks belong to; collective where there is none yet.
 
@@ -205,8 +256,8 @@ def of(members: Group) -> Domain:
     """
     domains: list[Domain] = members.shared.setdefault("windows", [])
     who = set(members.members)
-    for domain in domains:  # the first: all ranks have joined those that hold all of them in the same order
+    for domain in domains:  # the first: all ranks have joined those that hold all of them, one after the other
         if who <= set(domain.home.members):
             return domain
-    domains.append(Domain(members))
+    domains.append(Domain(members.among(sorted(who))))  # in one order, even if the ranks do not agree on theirs
     return domains[-1]

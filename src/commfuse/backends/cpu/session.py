@@ -72,6 +72,7 @@ class Session:
         self.large_copy = host.large_copy(len(domain.home.members))
         self.kept: dict[Any, Any] = {}  # what operators keep for the next call of the same shape
         self._start = self._sequence = 0
+        self._eldest = 0  # what was published up to here is of an older epoch
         self._open: deque[int] = deque()  # calls that have begun and not ended
         self._offers: dict[Any, tuple[_core.Offer, bytes, bytes]] = {}
         self._unheard: deque[Posted] = deque()
@@ -100,7 +101,8 @@ class Session:
         for line, value in ((_core.PUBLISHED, newest), (_core.CONSUMED, newest), (_core.PROGRESS, 2 * newest)):
             self.channel.advance(line, max(value, self.channel.counter(self.channel.index, line)))
         self.channel.epoch = epoch
-        self._start = self._sequence = newest
+        self._start = max(newest - self.depth, 0)  # the others may still be raising theirs: as in any call, there must be room
+        self._eldest = self._sequence = newest
         self._open.clear()
         self._unheard.clear()
         self._lent.clear()
@@ -131,7 +133,12 @@ class Session:
     def next_call(self) -> int:
         """Return what `begin` would, where nothing stands in the way of it; 0 elsewhere. `took` follows."""
         sequence = self._sequence + 1
-        if self.domain.poisoned or self.domain.halves._unheard or (self._lent and not self._loans_are_fine()):
+        if (
+            self.domain.poisoned
+            or self.domain.has_told_others
+            or self.domain.halves._unheard
+            or (self._lent and not self._loans_are_fine())
+        ):
             return 0
         if sequence > self._start + self.depth and not self.channel.reached(_core.CONSUMED, sequence - self.depth):
             return 0
@@ -313,11 +320,13 @@ class Session:
     def _look_around(self, call: Call, line: int, target: int, number: int) -> None:
         missing = [member for member in self.channel.active if self.channel.counter(member, line) < target]
         self._count(missing)
-        for member in missing:
-            if member != self.channel.index:
-                align.look(self.domain, call, member)
-                if line == _core.PUBLISHED and self._is_elsewhere(member, target, number):
-                    raise self._part(call, number)
+        late = [member for member in missing if member != self.channel.index]
+        if late:
+            self.domain.tell_other_groups(call.operator.name, late[0])
+        for member in late:
+            align.look(self.domain, call, member, line == _core.PUBLISHED)
+            if line == _core.PUBLISHED and self._is_elsewhere(member, target, number):
+                raise self._part(call, number)
 
     def _count(self, missing: list[int]) -> None:
         """Add the slice that is over to the waiting times of those who have not come."""
@@ -330,7 +339,7 @@ class Session:
         """Whether ``member`` has passed call ``number`` over on the other line."""
         other = self.domain.halves if self is self.domain.whole else self.domain.whole
         newest = other.channel.counter(member, _core.PUBLISHED)
-        if newest <= other._start or other.channel.sequence_in_slot(member, newest) != newest:
+        if newest <= other._eldest or other.channel.sequence_in_slot(member, newest) != newest:
             return False
         body = other.channel.body(member, newest)[REFUSED_AND_DIGEST : REFUSED_AND_DIGEST + NUMBER]
         passed = int.from_bytes(body, "little") >= number
@@ -352,14 +361,14 @@ class Session:
         text = domain.about(
             call.operator.name,
             f"{domain.who(member)} {what}; awaited for {seconds:.2f} s: {_AWAITED[line].format(target)}; "
-            f"it has entered {entered} calls of this group{self._latest(member, entered)}",
+            f"it has entered {entered} calls of this group{self._latest(member, entered)}{domain.elsewhere(member)}",
         )
         if domain.stop_dead(member, text) if kind == _core.DEAD else domain.stop_late(member, text):
             raise ExchangeError(text)
         domain.raise_cause(call.operator.name)
 
     def _latest(self, member: int, newest: int) -> str:
-        if newest <= self._start or self.channel.sequence_in_slot(member, newest) != newest:
+        if newest <= self._eldest or self.channel.sequence_in_slot(member, newest) != newest:
             return ""
         name = self.channel.body(member, newest)[REFUSED_AND_DIGEST + NUMBER :].rstrip(b"\0")
         return f", the last one {name.decode(errors='replace')}"
