@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := CMakeLists.txt $(wildcard csrc/*.cpp csrc/*.h)
 
-.PHONY: help demo test test-alone soak test-all test-core test-core-quick test-aarch64 fuzz model wheel lint bench docs install clean
+.PHONY: help demo test test-beside-others build-core-quick core-asan core-tsan test-alone soak test-all test-core test-core-quick test-aarch64 fuzz model wheel lint bench docs install clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -16,8 +16,23 @@ help:  ## this list
 demo: install  ## an expert-parallel MoE layer over real processes, every token compared
 	$(BIN)/commfuse demo
 
-test: install lint  ## linters, types and tests, two files at a time; those that look at times have a command of their own
+test: install lint  ## linters, types and tests, two files at a time; then those that look at times, and the core's
+	@$(MAKE) --no-print-directory -j 2 test-beside-others build-core-quick
+	$(BIN)/python -m pytest -m alone
+	@$(MAKE) --no-print-directory test-core-quick
+
+test-beside-others: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not alone"
+
+build-core-quick: install  # beside the tests, with what they leave of the machine
+	@mkdir -p build
+	@nice -n 19 $(MAKE) --no-print-directory JOBS=1 core-asan core-tsan > build/core-quick.log 2>&1 || { cat build/core-quick.log; exit 1; }
+
+core-asan: install
+	$(call build-core,asan,$(ASAN))
+
+core-tsan: install
+	$(call build-core,tsan,$(TSAN),--target test_channel test_repeat)
 
 test-alone: install  ## faults, deaths and deadlines: what needs the machine for itself
 	$(BIN)/python -m pytest -m alone
@@ -38,10 +53,8 @@ test-core: install  ## the C++ core's own tests: plain, with address and undefin
 	$(call build-core,tsan,$(TSAN))
 	$(CTEST)/core-tsan -LE fuzz
 
-test-core-quick: install  ## of these, what finds most: all under the first two sanitizers, threads as ranks under the third
-	$(call build-core,asan,$(ASAN))
+test-core-quick: core-asan core-tsan  ## of these, what finds most: all under the first two sanitizers, threads as ranks under the third
 	$(CTEST)/core-asan -j 2
-	$(call build-core,tsan,$(TSAN),--target test_channel test_repeat)
 	$(CTEST)/core-tsan -R '^(channel|repeat)$$'
 
 test-aarch64: install  ## the core's own tests, cross-compiled for aarch64 and run under qemu
@@ -52,7 +65,7 @@ test-aarch64: install  ## the core's own tests, cross-compiled for aarch64 and r
 # $(call build-core,name,options of cmake,options of the build)
 define build-core
 	$(BIN)/cmake -S . -B build/core-$(1) -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DCOMMFUSE_TESTS=ON $(2)
-	$(BIN)/cmake --build build/core-$(1) $(3)
+	$(BIN)/cmake --build build/core-$(1) $(addprefix --parallel ,$(JOBS)) $(3)
 endef
 CTEST := $(BIN)/ctest --output-on-failure --test-dir build
 comma := ,

@@ -14,19 +14,25 @@ SIZES = [
     (family, size) for family in FAMILIES.values() for size in sorted({family.world_size(case) for case in family.named_cases()})
 ]
 
-AT_ONCE = 100
+AT_ONCE = 50
 MORE = 1500  # with --long
 
 
 def chunks() -> list[Any]:
-    """Random cases of each family, some at once; a family of a single operator has fewer arguments to combine."""
+    """Random cases of each family, some at once; v2 has most arguments to combine."""
     out = []
     for family in FAMILIES.values():
-        short = 200 if len(family.operators) > 1 else 100
+        short = 100 if family.name == "moe_distribute" else 50
         for first in range(0, MORE, AT_ONCE):
             marks = () if first < short else pytest.mark.long
             out.append(pytest.param(family, first, marks=marks, id=f"{family.name}-{first}"))
     return out
+
+
+@pytest.fixture(autouse=True, scope="module")
+def fresh_ranks(_pool: Any) -> None:
+    """Ranks whose groups have not been on another backend: what is compared here is `portable` and `reference` alone."""
+    _pool.close()
 
 
 def check_all(run_ranks: RunRanks, family: Family, cases: Sequence[Any], backend: str) -> None:

@@ -59,8 +59,9 @@ def test_a_random_case_again(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_table_without_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    outcome = here(capsys, "check", "--case", "one-rank")
+    outcome = here(capsys, "check", "--case", "one-rank", "norm-one-rank")
     assert (outcome.code, outcome.err) == (0, "")
+    assert f"{COMBINE.removesuffix('_v2')}_add_rms_norm  " in outcome.out  # the longest name as a whole
     assert "\x1b" not in outcome.out
     rows = {
         words[0]: words[1:] for words in map(str.split, outcome.out.splitlines()) if words and words[0] in (DISPATCH, COMBINE)

@@ -18,7 +18,6 @@ from .commands import here
 MIB = 1 << 20
 
 
-@pytest.mark.long
 def test_twenty_seconds_of_everything(capsys: pytest.CaptureFixture[str]) -> None:
     outcome = here(capsys, "check", "--soak", "20", "--seed", "11", "--json")
     found = json.loads(outcome.out)

@@ -162,14 +162,15 @@ CASES = _all()
 def chosen(seed: int, number: int) -> list[Case]:
     """Return ``number`` of all cases, drawn by ``seed`` so that families, kinds, places and sizes come about equally often."""
     generator = random.Random(seed)
-    left, seen, found = generator.sample(CASES, len(CASES)), Counter[object](), []
+    left = [(case, _traits(case)) for case in generator.sample(CASES, len(CASES))]
+    seen, found = Counter[str](), []
     for _ in range(min(number, len(left))):
-        best = min(left, key=lambda case: sum(seen[trait] for trait in _traits(case)))
+        best = min(left, key=lambda one: sum(map(seen.__getitem__, one[1])))
         left.remove(best)
-        found.append(best)
-        seen.update(_traits(best))
+        found.append(best[0])
+        seen.update(best[1])
     return found
 
 
-def _traits(case: Case) -> tuple[object, ...]:
-    return case.family, case.kind, (case.family, case.place), case.world_size
+def _traits(case: Case) -> tuple[str, ...]:
+    return case.family, case.kind.name, f"{case.family} {case.place.name}", f"{case.world_size} ranks"

@@ -17,6 +17,7 @@ from .. import config
 from ..compare import difference, outside
 from ..errors import CommfuseError
 from ..ranks import RankFailedError
+from .companions import COMPANIONS
 from .matmul import ALL_GATHER_MM, GMM_ALLTOALLV
 from .moe_distribute import MoeDistribute
 from .results import Expected, RankRun
@@ -76,7 +77,7 @@ class Family(Protocol):
         ...
 
 
-_ALL: tuple[Family, ...] = (MoeDistribute(), *GMM_ALLTOALLV, *ALL_GATHER_MM)
+_ALL: tuple[Family, ...] = (MoeDistribute(), *COMPANIONS, *GMM_ALLTOALLV, *ALL_GATHER_MM)
 FAMILIES: dict[str, Family] = {family.name: family for family in _ALL}
 
 

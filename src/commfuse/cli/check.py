@@ -194,7 +194,7 @@ def _as_json(args: argparse.Namespace, rows: Sequence[Row], outcomes: Sequence[O
 def _draw(rows: Sequence[Row], outcomes: Sequence[Outcome], seconds: float, out: Console, grown: Sequence[str] = ()) -> None:
     names = ", ".join(_backends(outcomes)) or "no backend"
     out.print(terminal.title(f"{names} against the published formulas"))
-    table = terminal.table("operator", "cases", "outputs compared", "cases that differ")
+    table = terminal.table("operator", "cases", "outputs", "cases that differ")
     for row in rows:
         style = "bold red" if row.failed else "green"
         table.add_row(row.operator, f"{row.cases:,}", f"{row.outputs:,}", Text(f"{len(row.failed):,}", style=style))

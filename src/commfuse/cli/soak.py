@@ -24,6 +24,7 @@ RANKS = 4  # unless asked for another number
 _AT_ONCE = 5  # cases of one family, between two looks at the memory of nobody else's
 _GROWTH = 1.1
 _SLACK = {"resident": 24 << 20, "window": 2 << 20}
+_CACHES_OF_TORCH = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16", "LRU_CACHE_CAPACITY": "16"}  # products, by shape: up to a gigabyte
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +60,7 @@ def run(families: Sequence[Family], world_size: int, seconds: float, seed: int, 
     """Run random cases of ``families`` on ``world_size`` ranks for ``seconds``; all is decided by ``seed`` but how far it gets."""
     outcomes: list[Outcome] = []
     samples: list[Sample] = []
+    os.environ.update(_CACHES_OF_TORCH)  # of the ranks, so that what grows is commfuse's own
     begin = time.monotonic()
     with terminal.progress() as show, Processes("commfuse.checking", "commfuse.cli.soak") as processes:
         for batch in _batches(families, world_size, seed):

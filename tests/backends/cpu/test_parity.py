@@ -7,12 +7,10 @@ from typing import Any
 import pytest
 
 from commfuse.checking import FAMILIES, Family
-from commfuse.operators.moe_distribute.cases import NAMED, RoundTrip, random_case
+from commfuse.checking.companions import COMPANIONS
+from commfuse.operators.moe_distribute.cases import RoundTrip
 from tests.backends.test_parity import check_all
-from tests.backends.test_parity_companions import check as check_companions
-from tests.backends.test_parity_companions import fitting
 from tests.conftest import RunRanks
-from tests.operators.moe_distribute import companions
 
 from . import core  # noqa: F401 - skips where the core is not built
 
@@ -39,12 +37,12 @@ def test_sixteen_ranks(run_ranks: RunRanks) -> None:
 
 
 @pytest.mark.parametrize("family", OTHERS, ids=lambda family: family.name)
-def test_families_without_a_window_path(run_ranks: RunRanks, family: Family) -> None:
+def test_random_cases_of_other_families(run_ranks: RunRanks, family: Family) -> None:
     check_all(run_ranks, family, [family.random_case(seed) for seed in range(40)], "cpu")
 
 
-@pytest.mark.parametrize("flow", ["split", "v1", "norm"])
-def test_companions(run_ranks: RunRanks, flow: str) -> None:
-    check_companions(run_ranks, flow, fitting(flow, NAMED), backend="cpu", poison=True)
-    cases = fitting(flow, [companions.adapted(flow, random_case(seed)) for seed in range(1000, 1020)])
-    check_companions(run_ranks, flow, cases, backend="cpu", poison=True)
+@pytest.mark.parametrize("family", COMPANIONS, ids=lambda family: family.name)
+def test_named_cases_of_companions(run_ranks: RunRanks, family: Family) -> None:
+    cases = family.named_cases()
+    assert len(cases) >= 25
+    check_all(run_ranks, family, cases, "cpu")

@@ -22,7 +22,8 @@ def dispatch(call: Call, members: Group, waited_us: list[float]) -> tuple[torch.
     """Carry out npu_moe_distribute_dispatch and _v2: counts, then rows, then the order of the receiver."""
     top = values.topology(call)
     sent = routes(call, members.index)
-    counts = members.gather(torch.from_numpy(sent.counts)).numpy()  # [source, destination, local expert]
+    most = max(call["global_bs"], call["BS"] * top.world) * (call["K"] + call["shared_expert_num"])
+    counts = members.gather_counts(torch.from_numpy(sent.counts), most).numpy()  # [source, destination, local expert]
     came = plan.arrivals(counts[:, members.index, : top.local_experts(members.index)])
     like = columns(call, sent)
     packed = members.all_to_all(packing.pack(like), sent.per_rank(), came.per_rank())

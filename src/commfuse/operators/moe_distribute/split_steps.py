@@ -102,8 +102,13 @@ def _collect(flying: Posted, waited_us: list[float]) -> tuple[plan.Ints, torch.T
     """Return the counts [source, local expert] and the packed rows, by source, that were posted for this rank."""
     blocks = hear(flying.announced, waited_us)
     begin = flying.setup["e"] * torch.int64.itemsize
-    counts = torch.stack([block[:begin].view(torch.int64) for block in blocks])
     width = packing.pack(flying.like).shape[1]
+    members = flying.announced.members
+    for rank, block in zip(members.members, blocks, strict=True):
+        rows = block[:begin].view(torch.int64) if len(block) >= begin else torch.tensor([-1])
+        if min(rows, default=0) < 0 or len(block) != begin + int(rows.sum()) * width:
+            members.unreadable(rank, f"a message of {len(block)} bytes with rows {rows.tolist()} of {width} bytes")
+    counts = torch.stack([block[:begin].view(torch.int64) for block in blocks])
     return counts.numpy(), torch.cat([block[begin:].view(-1, width) for block in blocks])
 
 
