@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 import commfuse
-from commfuse import config, works
+from commfuse import config, groups, works
 from commfuse.checking import FAMILIES
 from tests.faults.bodies import Body, die, error_of, run, world
 from tests.faults.rank import Notes
@@ -135,16 +135,21 @@ def interrupted(rank: int, world_size: int, notes: Notes) -> None:
         if rank == 1:
             notes.await_all(f"met{turn}", OTHERS)
         pressed: list[float] = []
-        timer = threading.Timer(0.3, _press, (pressed,))
+        shared = groups.resolve(name).shared
+        presser = threading.Thread(target=_press, args=(shared, shared["number"] + 1, pressed))
         if rank == 0:
-            timer.start()
+            presser.start()
         errors.append({**error_of(lambda name=name: barrier(name, world_size)), "pressed": pressed})
-        timer.join() if rank == 0 else None
+        presser.join() if rank == 0 else None
         notes.write(f"met{turn}", rank)
     notes.write("errors", errors)
 
 
-def _press(pressed: list[float]) -> None:
+def _press(shared: dict[str, Any], number: int, pressed: list[float]) -> None:
+    """Press Ctrl-C when call ``number`` of a group has told the others of itself."""
+    while shared["number"] < number:
+        time.sleep(0.001)
+    time.sleep(0.1)  # soon it waits, though that does not matter
     pressed.append(time.monotonic())
     os.kill(os.getpid(), signal.SIGINT)
 

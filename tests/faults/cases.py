@@ -70,7 +70,7 @@ _EVERYWHERE = (
     _in("before-end", "session:Session.end"),
 )
 _MET = _in("before-pull", "session:Session.meet", after=True)
-_VERDICT = _in("before-the-verdict", "combine:_hear_verdicts")
+_VERDICT = _in("before-the-verdict", "combine:hear_verdicts")
 _DISPATCH = (
     *_EVERYWHERE,
     _MET,
