@@ -18,7 +18,7 @@ demo: install  ## an expert-parallel MoE layer over real processes, every token 
 
 test: install lint  ## linters, types and tests, two files at a time; then those that look at times, and the core's
 	@$(MAKE) --no-print-directory -j 2 test-beside-others build-core-quick
-	$(BIN)/python -m pytest -m alone
+	$(BIN)/python -m pytest -n 2 -m alone
 	@$(MAKE) --no-print-directory test-core-quick
 
 test-beside-others: install

@@ -210,12 +210,14 @@ struct Combine : Repeated {
   const void *const *rows, *const *tags, *const *counts, *const *weights;
   int64_t num_rows = 0;
 
-  Combine(const nb::dict& sample, nb::handle tensor_type, nb::handle of_channel, nb::handle check, nb::handle terms, nb::bytes body,
-          uint32_t number_begin, const Blanks& outputs, int dtype, int64_t num_counts, int64_t room, uint64_t nt_bytes)
+  nb::object sort_object;
+
+  Combine(const nb::dict& sample, nb::handle tensor_type, nb::handle of_channel, nb::handle check, nb::handle terms, nb::handle sort,
+          nb::bytes body, uint32_t number_begin, const Blanks& outputs, int dtype, int64_t num_counts, int64_t room, uint64_t nt_bytes)
       : Repeated(sample, tensor_type, of_channel, check, terms, body, number_begin, outputs),
-        steps(channel, nb::cast<KeyCheck&>(check), nb::cast<TermPlan&>(terms), form(blanks, dtype, num_counts, room, nt_bytes)),
+        steps(channel, nb::cast<KeyCheck&>(check), nb::cast<TermPlan&>(terms), nb::cast<KeySort&>(sort), form(blanks, dtype, num_counts, room, nt_bytes)),
         keys(args), rows(args.data("expand_x")), tags(args.data("assist_info_for_combine")),
-        counts(args.data("ep_send_counts")), weights(args.data("expert_scales")) {}
+        counts(args.data("ep_send_counts")), weights(args.data("expert_scales")), sort_object(nb::borrow(sort)) {}
 
   static RepeatedCombine::Form form(const std::vector<TensorForm>& blanks, int dtype, int64_t num_counts, int64_t room,
                                     uint64_t nt_bytes) {
@@ -290,9 +292,9 @@ void bind_repeat(nb::module_& module) {
       .def("place", &Dispatch::place, "rows"_a, "rows_bytes"_a, "num_rows"_a);
 
   nb::class_<Combine, Repeated>(module, "RepeatedCombine")
-      .def(nb::init<const nb::dict&, nb::handle, nb::handle, nb::handle, nb::handle, nb::bytes, uint32_t, const Blanks&, int, int64_t,
-                    int64_t, uint64_t>(), "args"_a, "tensor_type"_a, "channel"_a, "check"_a, "terms"_a, "body"_a, "number_at"_a,
-           "outputs"_a, "dtype"_a, "num_counts"_a, "room"_a, "nt_bytes"_a)
+      .def(nb::init<const nb::dict&, nb::handle, nb::handle, nb::handle, nb::handle, nb::handle, nb::bytes, uint32_t, const Blanks&,
+                    int, int64_t, int64_t, uint64_t>(), "args"_a, "tensor_type"_a, "channel"_a, "check"_a, "terms"_a, "sort"_a,
+           "body"_a, "number_at"_a, "outputs"_a, "dtype"_a, "num_counts"_a, "room"_a, "nt_bytes"_a)
       .def_prop_ro("rows", [](const Combine& self) { return reinterpret_cast<uint64_t>(*self.rows); })
       .def_prop_ro("keys", [](const Combine& self) { return reinterpret_cast<uint64_t>(self.steps.keys()); })
       .def("prepare", &Combine::prepare, "in_place"_a)

@@ -102,7 +102,7 @@ void Channel::publish(uint64_t sequence, const Offer& offer) {
   member(index_);
   if (sizeof(Record) + offer.body.size() > header_bytes_ || offer.agreed_bytes > offer.body.size())
     fail("a header body of %zu bytes, %u agreed, in a slot of %u", offer.body.size(), offer.agreed_bytes, header_bytes_);
-  Record record{sequence, offer.agreed_bytes, static_cast<uint32_t>(offer.body.size()), {}};
+  Record record{sequence, offer.agreed_bytes, static_cast<uint32_t>(offer.body.size()), offer.vouched, {}};
   for (int i = 0; i < kSegments; i++) {
     const auto& segment = offer.segments[i];
     if (segment.num_bytes) record.segments[i] = {arena_->offset_of(segment.address, segment.num_bytes), segment.num_bytes};
@@ -175,6 +175,7 @@ void Channel::set_waited_ns(std::vector<uint64_t> waited_ns) {
 
 int Channel::resolve(uint64_t sequence, const Offer& offer) {
   member(index_);
+  all_vouch_ = offer.vouched != 0;
   for (size_t position = 0; position < active_.size(); position++) {
     const Member& other = members_[static_cast<size_t>(active_[position])];
     if (!reached(other.control->lines[kPublished], sequence))
@@ -186,6 +187,7 @@ int Channel::resolve(uint64_t sequence, const Offer& offer) {
         sizeof record + uint64_t(record.body_bytes) > header_bytes_ || record.agreed_bytes > record.body_bytes ||
         (offer.agreed_bytes != 0 && std::memcmp(shared + 1, offer.body.data(), offer.agreed_bytes) != 0))
       return active_[position];
+    all_vouch_ = all_vouch_ && record.vouched == offer.vouched;
     take_segments(static_cast<int>(position), other, record);
   }
   return -1;

@@ -14,6 +14,7 @@ namespace commfuse {
 // What a rank is about to publish: where its data lies, and bytes for the others to read.
 struct Offer {
   uint32_t agreed_bytes = 0;
+  uint64_t vouched = 0;  // see Record
   std::vector<uint8_t> body;
   struct {
     uint64_t address = 0, num_bytes = 0;
@@ -69,6 +70,8 @@ class Channel {
   // its member's window.
   int resolve(uint64_t sequence, const Offer& offer);
   std::shared_ptr<Sources> sources(int segment) const;
+  // Whether all members vouch for the same operation, by the headers that `resolve` has compared last.
+  bool all_vouch() const { return all_vouch_; }
 
   std::vector<uint8_t> body(int member, uint64_t sequence) const;
   uint64_t sequence_in_slot(int member, uint64_t sequence) const;
@@ -117,6 +120,7 @@ class Channel {
   std::vector<std::shared_ptr<Sources>> sources_;
   std::vector<uint64_t> waited_ns_;
   int index_;
+  bool all_vouch_ = false;
   Control* own_;
   uint64_t own_offset_;
   uint32_t header_bytes_, depth_;

@@ -38,6 +38,7 @@ struct Record {
   uint64_t sequence;
   uint32_t agreed_bytes;  // leading bytes of the body that must be equal on all ranks
   uint32_t body_bytes;
+  uint64_t vouched;  // an earlier operation whose results this one is known to be made of; 0: not known
   Segment segments[kSegments];
 };
 
@@ -54,7 +55,7 @@ struct Control {
 };
 static_assert(sizeof(Control) % kLineBytes == 0);
 
-constexpr uint64_t kLayout = 0x636f6d6d66000002;  // raise the last digits whenever a struct above changes
+constexpr uint64_t kLayout = 0x636f6d6d66000003;  // raise the last digits whenever a struct above changes
 
 inline uint64_t control_size(uint32_t header_bytes, uint32_t depth) {
   return sizeof(Control) + uint64_t(header_bytes) * depth;

@@ -71,6 +71,7 @@ KeySort::KeySort(int width, int64_t num_keys, int64_t first, int64_t end)
 
 int64_t KeySort::run(const Sources& keys) {
   keys.check_process();
+  sequence_ = 0;
   num_sources_ = keys.size();
   taken_.clear();
   source_end_.clear();
@@ -109,6 +110,26 @@ void KeySort::count_source(const Range& keys, int source) {
   }
   source_end_.push_back(num_rows());
   source_pairs_.push_back(num_pairs);
+}
+
+void KeySort::remember(uint64_t sequence, const Range& own_keys) {
+  const auto* first = reinterpret_cast<const int32_t*>(own_keys.data);
+  own_keys_.assign(first, first + own_keys.num_bytes / sizeof(int32_t));
+  sequence_ = sequence;
+}
+
+uint64_t KeySort::recall(const int32_t* keys, uint64_t num_keys, const int32_t* running_counts, const int32_t* tags) const {
+  if (sequence_ == 0 || num_keys != own_keys_.size() || !std::equal(own_keys_.begin(), own_keys_.end(), keys) ||
+      !std::equal(counts_.begin(), counts_.end(), running_counts))
+    return 0;
+  int64_t i = 0;
+  for (int source = 0; source < num_sources_; source++)
+    for (; i < source_end_[static_cast<size_t>(source)]; i++) {
+      const Taken& one = taken_[static_cast<size_t>(i)];
+      const int32_t tag[3] = {source, one.pair / width_, one.pair % width_};
+      if (std::memcmp(tags + int64_t(one.place) * 3, tag, sizeof tag) != 0) return 0;
+    }
+  return sequence_;
 }
 
 void KeySort::write_key_counts(int64_t* out, bool cumulative) const {

@@ -48,6 +48,11 @@ class KeySort {
   // keys[s]: int32, whole rows of `width`. Returns the number of rows placed; throws Error on a key outside [-1, num_keys).
   int64_t run(const Sources& keys);
 
+  // Keeps the number of the operation that was sorted, and this rank's own keys in it, until the next `run`.
+  void remember(uint64_t sequence, const Range& own_keys);
+  // That number if exactly this came of it: own keys, running counts, tags; 0 otherwise.
+  uint64_t recall(const int32_t* keys, uint64_t num_keys, const int32_t* running_counts, const int32_t* tags) const;
+
   int64_t num_rows() const { return static_cast<int64_t>(taken_.size()); }
   // [num_local_keys, num_sources] int32: inclusive running count over keys, then sources.
   const std::vector<int32_t>& running_counts() const { return counts_; }
@@ -70,7 +75,8 @@ class KeySort {
   std::vector<Taken> taken_;        // by source, then pair
   std::vector<int64_t> source_end_;  // prefix of `taken_` up to and with each source
   std::vector<int64_t> source_pairs_;
-  std::vector<int32_t> counts_, next_;
+  std::vector<int32_t> counts_, next_, own_keys_;
+  uint64_t sequence_ = 0;
 };
 
 // Finds where the rows of this rank's pairs lie at their owners, and lists them as terms of a sum.

@@ -80,7 +80,8 @@ class RepeatedCombine {
     const uint8_t* rows;
     bool in_place;  // the rows lie in this process's window
   };
-  RepeatedCombine(Channel& channel, KeyCheck& check, TermPlan& terms, const Form& form);
+  // `sort`: that of the dispatches whose rows come back. Ranks that are sure of theirs need not hear each other's verdicts.
+  RepeatedCombine(Channel& channel, KeyCheck& check, TermPlan& terms, const KeySort& sort, const Form& form);
 
   // Rows held, by the last of the running counts; -1 when these are not counts of that many.
   int64_t num_held(const int32_t* running_counts) const;
@@ -90,7 +91,8 @@ class RepeatedCombine {
   // When all have published: 0, or a fault of TermPlan; -1 when the headers are not all equal.
   int find(uint64_t sequence, const Offer& offer, const float* weights);
   void sum(uint8_t* out) const;
-  // What came of waiting until every member has said what it found; `differs` when one has found a fault.
+  // What came of waiting until every member has said what it found; `differs` when one has found a fault. Without a wait where
+  // all have brought back unchanged what the same dispatch gave them: then nobody finds one.
   Outcome hear(uint64_t sequence, int64_t timeout_ns, bool (*interrupted)(), bool* differs);
 
  private:
@@ -102,6 +104,7 @@ class RepeatedCombine {
   Channel& channel_;
   KeyCheck& check_;
   TermPlan& plan_;
+  const KeySort& sort_;
   const Form form_;
   std::vector<Term> terms_;
   const int32_t* keys_ = nullptr;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,6 +14,9 @@ import torch
 from commfuse.ranks import RankFailedError, Ranks
 
 torch.set_num_threads(1)
+signal.signal(
+    signal.SIGINT, signal.default_int_handler
+)  # a shell lets what it starts in the background ignore it, all children too
 FAULT_SEED = os.environ.setdefault("COMMFUSE_FAULT_SEED", str(random.randrange(10000)))  # for all processes of this run
 
 RunRanks = Callable[..., list[Any]]

@@ -39,7 +39,7 @@ def _named_args(operator: str, args: dict[str, Any], group: str) -> dict[str, An
 
 
 def _fake_cases() -> list[RoundTrip]:
-    return [*NAMED, *(random_case(seed) for seed in range(60))]
+    return [*NAMED[::2], *(random_case(seed) for seed in range(30))]
 
 
 def test_fakes_have_the_golden_shapes_and_dtypes_in_every_case() -> None:
@@ -204,7 +204,7 @@ def _compare_logs(rank: int, world_size: int, backend: str) -> list[Any]:
     return [eager_log == log, len(log), torch.equal(eager, result)]
 
 
-@pytest.mark.parametrize(("backend", "world_size"), [("aot_eager", 4), ("inductor", 2)])
+@pytest.mark.parametrize(("backend", "world_size"), [("aot_eager", 4), pytest.param("inductor", 2, marks=pytest.mark.long)])
 def test_compiled_calls_keep_number_and_order(run_ranks: RunRanks, backend: str, world_size: int) -> None:
     for same_log, calls, same_values in run_ranks(world_size, _compare_logs, world_size, backend, deadline=180):
         assert calls == 5

@@ -529,6 +529,7 @@ class RepeatedCombine(Repeated):
         channel: Channel,
         check: KeyCheck,
         terms: TermPlan,
+        sort: KeySort,
         body: bytes,
         number_at: int,
         outputs: Sequence[tuple[Sequence[int], Any]],
@@ -553,4 +554,7 @@ class RepeatedCombine(Repeated):
     def sum(self) -> torch.Tensor:
         """A tensor of the weighted sums."""
     def hear(self, sequence: int, timeout_s: float) -> int:
-        """Wait for everybody's PROGRESS, 2 * sequence: as `Channel.wait`; -1 when a member has found a fault (one more)."""
+        """Wait for everybody's PROGRESS, 2 * sequence: as `Channel.wait`; -1 when a member has found a fault (one more).
+
+        0 at once where all have brought back unchanged what the same dispatch gave them.
+        """

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ from .running import run
 
 ROOT = Path(__file__).parents[2]
 DEADLINE = 240  # seconds; eight or sixteen processes on two cores, some of them compiling
+LONG = ("npu_gmm_alltoallv.", "npu_all_gather_base_mm.", "npu_moe_distribute_combine_v2.graph")  # what others show as well
 FAILURES = ("Traceback (most recent call last)", "Error type")
 
 
@@ -22,6 +24,10 @@ def published_scripts() -> list[Path]:
     """The scripts, where there are any."""
     folder = Path(os.environ.get("COMMFUSE_PUBLISHED_SCRIPTS", ROOT / ".." / "shared" / "seeds" / "scripts"))
     return sorted(folder.glob("*.py"))
+
+
+def marked(script: Path) -> Any:
+    return pytest.param(script, id=script.name, marks=pytest.mark.long if script.name.startswith(LONG) else ())
 
 
 def test_there_is_something_to_run() -> None:
@@ -33,7 +39,7 @@ def test_there_is_something_to_run() -> None:
 
 @pytest.mark.timeout(DEADLINE + 60)
 @pytest.mark.usefixtures("no_ranks")
-@pytest.mark.parametrize("script", published_scripts(), ids=lambda script: script.name)
+@pytest.mark.parametrize("script", [marked(script) for script in published_scripts()])
 def test_published_script(script: Path) -> None:
     if missing := missing_operators(script):
         pytest.skip(f"commfuse has no {', '.join(missing)} yet")

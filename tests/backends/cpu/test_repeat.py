@@ -155,6 +155,25 @@ def test_outputs_that_are_kept_stay(run_ranks: RunRanks) -> None:
     assert run_ranks(2, kept) == [[], []]
 
 
+def two_at_a_time(rank: int) -> tuple[bool, dict[str, int]]:
+    """Two micro-batches: what the first dispatch gave is not what the latest one gave."""
+    right = True
+    with config.override(**PLAIN), counted() as ways:
+        for seed in range(0, 16, 2):
+            outs = [layer.dispatch(rank, 4, seed + i) for i in (0, 1)]
+            for i, out in enumerate(outs):
+                right = right and torch.equal(
+                    layer.combine(rank, 4, out, out[0] * 2, seed + i), layer.expected(rank, seed=seed + i)
+                )
+    return right, ways
+
+
+def test_two_micro_batches_under_way(run_ranks: RunRanks) -> None:
+    for right, ways in run_ranks(4, two_at_a_time):
+        assert right
+        assert ways["short"] >= 24
+
+
 def in_inference_mode(rank: int) -> tuple[bool, bool]:
     with config.override(**PLAIN), torch.inference_mode():
         for seed in range(4):

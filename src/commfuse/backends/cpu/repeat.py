@@ -183,6 +183,7 @@ class RepeatedCombine(Repeat):
             self._session.channel,
             self._route.check,
             self._route.terms,
+            self._route.sort,
             _body(self._session, call),
             REFUSED_AND_DIGEST,
             [(shape, one) for _, shape, one in call.form.blanks],
