@@ -19,12 +19,11 @@ MORE = 1500  # with --long
 
 
 def chunks() -> list[Any]:
-    """Random cases of each family, some at once; v2 has most arguments to combine."""
+    """Random cases of each family, some at once."""
     out = []
     for family in FAMILIES.values():
-        short = 100 if family.name == "moe_distribute" else 50
         for first in range(0, MORE, AT_ONCE):
-            marks = () if first < short else pytest.mark.long
+            marks = pytest.mark.long if first else ()
             out.append(pytest.param(family, first, marks=marks, id=f"{family.name}-{first}"))
     return out
 

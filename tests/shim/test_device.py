@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from .running import SCRIPTS, run
 
 
@@ -11,6 +13,7 @@ def test_device_names() -> None:
     assert "Warning" not in outcome.err, outcome
 
 
+@pytest.mark.long
 def test_compiled_code() -> None:
     # Without caches: an entry from another run would hide that something can no longer be compiled.
     outcome = run(SCRIPTS / "compiled.py", deadline=200, env={"TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"})

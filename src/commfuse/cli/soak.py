@@ -63,14 +63,14 @@ def run(families: Sequence[Family], world_size: int, seconds: float, seed: int, 
     os.environ.update(_CACHES_OF_TORCH)  # of the ranks, so that what grows is commfuse's own
     begin = time.monotonic()
     with terminal.progress() as show, Processes("commfuse.checking", "commfuse.cli.soak") as processes:
-        for batch in _batches(families, world_size, seed):
+        for turn, (family, cases) in enumerate(_batches(families, world_size, seed), 1):
             passed = time.monotonic() - begin
             if passed >= seconds and samples and samples[-1].warm:
                 break
             show(f"{len(outcomes):,} cases on {world_size} processes, seed {seed}", int(passed), int(seconds))
-            family, cases = batch
-            outcomes += check(processes.run, family, cases, backend=backend)
-            if len(outcomes) % (_AT_ONCE * len(families)) == 0:  # once round
+            again = len(samples) % 2 == 1  # in every other round each case four times, for calls that repeat a form
+            outcomes += check(processes.run, family, cases * (4 if again else 1), backend=backend, poison=not again)
+            if turn % len(families) == 0:  # once round
                 samples.append(_sample(processes.run, world_size, warm=passed >= seconds / 2))
     return Soak(outcomes=tuple(outcomes), samples=tuple(samples))
 
