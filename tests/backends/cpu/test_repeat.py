@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import importlib
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
@@ -390,6 +391,36 @@ def test_a_rank_that_was_left_out_is_taken_in_again(tmp_path: Path) -> None:
     notes = run(tmp_path, 4, left_out)
     assert [one["right"] for one in notes] == [True] * 4
     assert all(one["ways"]["short"] >= 4 for one in notes), notes
+
+
+def two_threads(rank: int, world_size: int, notes: Notes) -> None:
+    """While rank 0 waits in a repeated combine, another of its threads makes one with other weights; rank 1 comes after that."""
+    for seed in range(4):
+        out = layer.dispatch(rank, world_size, seed)
+        y = out[0] * 2
+        if seed < 3:
+            layer.combine(rank, world_size, out, y, seed)
+    sums: list[torch.Tensor] = []
+    if rank == 1:
+        notes.await_all("tried", [0])
+        sums.append(layer.combine(rank, world_size, out, y, 3))
+    else:
+        first = threading.Thread(target=lambda: sums.append(layer.combine(rank, world_size, out, y, 3)))
+        first.start()
+        domain = groups.resolve(world()).shared["windows"][0]
+        while domain.whole.published < 8:
+            pass
+        other = torch.full((4, layer.TOP_K), 1e6)
+        notes.write("tried", error_of(lambda: layer.combine(rank, world_size, out, y, 3, expert_scales=other)))
+        first.join()
+    notes.write("right", torch.equal(sums[0], layer.expected(rank, seed=3)))
+
+
+def test_a_second_thread_is_refused_and_changes_nothing(tmp_path: Path) -> None:
+    notes = run(tmp_path, 2, two_threads)
+    assert notes[0]["tried"]["error"] == "GroupError"
+    assert "another thread is in a call of group" in notes[0]["tried"]["text"]
+    assert [one["right"] for one in notes] == [True, True]
 
 
 def killed(rank: int, world_size: int, notes: Notes) -> None:
