@@ -43,12 +43,12 @@ def check_all(run_ranks: RunRanks, family: Family, cases: Sequence[Any], backend
 
 
 def named() -> list[Any]:
-    """Backends, families and sizes; the goldens of the companions are held against `cpu`, too, so `reference` need not always be."""
+    """Backends, families and sizes; of the companions the random cases say most, and `cpu` is held against all named ones."""
     out = []
     for backend in ("portable", "reference"):
         for family, size in SIZES:
-            seldom = backend == "reference" and family.name.startswith("moe_distribute_")
-            marks = pytest.mark.long if seldom and size > 2 else ()
+            seldom = family.name.startswith("moe_distribute_") and size > 2
+            marks = pytest.mark.long if seldom else ()
             out.append(pytest.param(backend, family, size, marks=marks, id=f"{backend}-{family.name}-{size}"))
     return out
 
