@@ -30,7 +30,7 @@ struct Kernels {
   // out[h] = rint(f * (127 / max|f|)), f = f32(in[h]) * smooth[h]; returns 1 / (127 / max|f|).
   // No value (0), or too small ones: zeros and 0. A value that is not finite: zeros and NaN.
   float (*quantise[3])(const uint8_t* in, const float* smooth, int64_t hidden, int8_t* out);
-  // int8 on the wire, in blocks of 8: scale = max * f32(1/127); q = rint(f16(x / scale)), within -127 to 127.
+  // int8 on the wire, in blocks of 8: scale = max * f32(1/127); q = rint(f16(x / scale)), within -128 to 127 (of denormals, whose scale is coarse, the quotient may be more).
   void (*pack[3])(const uint8_t* in, int64_t hidden, int8_t* out, uint8_t* scales);
   void (*unpack[3])(const int8_t* in, const uint8_t* scales, int64_t hidden, uint8_t* out);
 };

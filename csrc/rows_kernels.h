@@ -242,7 +242,7 @@ inline F packed_scale(I size) {
 inline U packed(F x, F scale) {
   const I q = round_to_int(Fp16::round(x / scale));
   // A denormal scale may be off by half of itself: keep to the range. A zero or NaN scale: 0.
-  const I kept = q > 127 ? I{} + 127 : q < -127 ? I{} - 127 : q;
+  const I kept = q > 127 ? I{} + 127 : q < -128 ? I{} - 128 : q;
   return cast_bits<U>(scale > 0 ? kept : I{});
 }
 

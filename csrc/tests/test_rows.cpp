@@ -118,7 +118,7 @@ void pack_plainly(Dtype dtype, const uint8_t* in, int64_t hidden, int8_t* out, u
     write(dtype, scales, start / 8, scale);
     for (int64_t i = start; i < end; i++) {
       const float q = std::nearbyint(from_fp16(to_fp16(read(dtype, in, i) / scale)));
-      out[i] = scale > 0 ? static_cast<int8_t>(std::fmin(std::fmax(q, -127.0f), 127.0f)) : 0;
+      out[i] = scale > 0 ? static_cast<int8_t>(std::fmin(std::fmax(q, -128.0f), 127.0f)) : 0;
     }
   }
 }
