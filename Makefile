@@ -22,7 +22,7 @@ test: install lint  ## linters, types and tests, two files at a time; then those
 	@$(MAKE) --no-print-directory test-core-quick
 
 test-beside-others: install
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not alone"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not alone"
 
 build-core-quick: install  # beside the tests, with what they leave of the machine
 	@mkdir -p build
@@ -38,7 +38,7 @@ test-alone: install  ## faults, deaths and deadlines: what needs the machine for
 	$(BIN)/python -m pytest -m alone
 
 test-all: install lint test-core  ## also the long tests: more random cases of the same kinds
-	$(BIN)/python -m pytest --long -n 2 --dist loadfile --no-loadscope-reorder -m "not alone"
+	$(BIN)/python -m pytest --long -n 2 --dist loadfile -m "not alone"
 	$(BIN)/python -m pytest --long -m alone
 
 SECONDS ?= 600

@@ -44,7 +44,7 @@ def in_place(rank: int, rounds: int, slow_rank: int) -> tuple[int, list[bool], b
     return size, right, lay_in_window
 
 
-def test_rows_are_published_in_place_and_slow_peers_see_them(run_ranks: RunRanks) -> None:
+def test_rows_are_published_in_place_and_slow_peers_see_them(run_ranks: RunRanks, no_ranks: None) -> None:
     for size, right, lay_in_window in run_ranks(4, in_place, 30, 2):
         assert right == [True] * 30
         assert lay_in_window
