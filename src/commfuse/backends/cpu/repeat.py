@@ -204,13 +204,14 @@ class RepeatedCombine(Repeat):
             staging = session.stages.take(sequence, num_bytes)
         except _core.CoreMemoryError:
             return None
+        if slab is not None:
+            slab.add_reader(session.reading(sequence))  # first: an interrupt may end the wait once peers can read it
         session.took(sequence)
         status = core.start(sequence, self._domain.calls, staging, in_place, SLICE)
         if status == _INVALID:
             session.forget(sequence)
             return None
-        if slab is not None:
-            slab.add_reader(session.reading(sequence))
+        if in_place:
             session.lend(args["expand_x"], sequence)
         if status:
             self._meet(args, sequence)
