@@ -144,7 +144,9 @@ bool RepeatedCombine::publish(uint64_t sequence, Offer& offer, int64_t num_rows,
   set_segment(offer, 0, staging, count_bytes);
   set_segment(offer, 1, staging + at.tags, rows * 3 * sizeof(int32_t));
   const bool is_whole = num_rows == sort_.num_rows() && sort_.running_counts().size() == static_cast<size_t>(form_.num_counts);
-  offer.vouched = is_whole ? sort_.recall(keys_, terms_.size(), held.running_counts, held.tags) : 0;
+  const auto* const counts = reinterpret_cast<const int32_t*>(staging);  // what is published, whatever becomes of the original
+  const auto* const tags = reinterpret_cast<const int32_t*>(staging + at.tags);
+  offer.vouched = is_whole ? sort_.recall(keys_, terms_.size(), counts, tags) : 0;
   set_segment(offer, 2, held.in_place ? held.rows : staging + at.rows, rows * row_bytes());
   channel_.publish(sequence, offer);
   return true;
