@@ -3,7 +3,6 @@
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/vector.h>
 
-
 #include "bind.h"
 #include "repeat.h"
 #include "tensors.h"
@@ -113,16 +112,17 @@ struct Lender {
 struct Repeated {
   TensorType type;
   Arguments args;
-  nb::object channel_object, first_part, second_part;  // kept alive
+  std::vector<nb::object> kept;  // alive: what the steps refer to
   Channel& channel;
   Offer offer;
   uint32_t number_at;
   std::vector<TensorForm> blanks;
 
-  Repeated(const nb::dict& sample, nb::handle tensor_type, nb::handle of_channel, nb::handle first, nb::handle second,
+  Repeated(const nb::dict& sample, nb::handle tensor_type, nb::handle of_channel, std::initializer_list<nb::handle> parts,
            nb::bytes body, uint32_t number_begin, const Blanks& outputs)
-      : type(tensor_type), args(type, sample), channel_object(nb::borrow(of_channel)), first_part(nb::borrow(first)),
-        second_part(nb::borrow(second)), channel(nb::cast<Channel&>(of_channel)), number_at(number_begin) {
+      : type(tensor_type), args(type, sample), kept{nb::borrow(of_channel)}, channel(nb::cast<Channel&>(of_channel)),
+        number_at(number_begin) {
+    for (const nb::handle part : parts) kept.push_back(nb::borrow(part));
     const auto* data = reinterpret_cast<const uint8_t*>(body.c_str());
     offer.body.assign(data, data + body.size());
     offer.agreed_bytes = number_begin + 8;
@@ -164,7 +164,7 @@ struct Dispatch : Repeated {
 
   Dispatch(const nb::dict& sample, nb::handle tensor_type, nb::handle of_channel, nb::handle check, nb::handle sort, nb::bytes body,
            uint32_t number_begin, const Blanks& outputs, int dtype, bool quantised, bool cumulative, uint64_t nt_bytes)
-      : Repeated(sample, tensor_type, of_channel, check, sort, body, number_begin, outputs),
+      : Repeated(sample, tensor_type, of_channel, {check, sort}, body, number_begin, outputs),
         steps(channel, nb::cast<KeyCheck&>(check), nb::cast<KeySort&>(sort),
               form(type, sample["x"], dtype, quantised, *args.data_or_none("expert_scales") != nullptr, cumulative, nt_bytes)),
         keys(args), x(args.data("x")), weights(args.data_or_none("expert_scales")) {
@@ -198,7 +198,8 @@ struct Dispatch : Repeated {
     {
       const nb::gil_scoped_release no_gil;
       steps.place({pointer<uint8_t>(rows), rows_bytes, static_cast<float*>(data[0]), blanks[0].num_bytes(),
-                   static_cast<float*>(data[5]), blanks[5].num_bytes(), static_cast<int32_t*>(data[1]), static_cast<int64_t*>(data[2]), static_cast<int32_t*>(data[3])});
+                   static_cast<float*>(data[5]), blanks[5].num_bytes(), static_cast<int32_t*>(data[1]),
+                   static_cast<int64_t*>(data[2]), static_cast<int32_t*>(data[3])});
     }
     return nb::make_tuple(made[0], made[1], made[2], made[3], made[4], made[5]);
   }
@@ -210,14 +211,13 @@ struct Combine : Repeated {
   const void *const *rows, *const *tags, *const *counts, *const *weights;
   int64_t num_rows = 0;
 
-  nb::object sort_object;
-
   Combine(const nb::dict& sample, nb::handle tensor_type, nb::handle of_channel, nb::handle check, nb::handle terms, nb::handle sort,
           nb::bytes body, uint32_t number_begin, const Blanks& outputs, int dtype, int64_t num_counts, int64_t room, uint64_t nt_bytes)
-      : Repeated(sample, tensor_type, of_channel, check, terms, body, number_begin, outputs),
-        steps(channel, nb::cast<KeyCheck&>(check), nb::cast<TermPlan&>(terms), nb::cast<KeySort&>(sort), form(blanks, dtype, num_counts, room, nt_bytes)),
+      : Repeated(sample, tensor_type, of_channel, {check, terms, sort}, body, number_begin, outputs),
+        steps(channel, nb::cast<KeyCheck&>(check), nb::cast<TermPlan&>(terms), nb::cast<KeySort&>(sort),
+              form(blanks, dtype, num_counts, room, nt_bytes)),
         keys(args), rows(args.data("expand_x")), tags(args.data("assist_info_for_combine")),
-        counts(args.data("ep_send_counts")), weights(args.data("expert_scales")), sort_object(nb::borrow(sort)) {}
+        counts(args.data("ep_send_counts")), weights(args.data("expert_scales")) {}
 
   static RepeatedCombine::Form form(const std::vector<TensorForm>& blanks, int dtype, int64_t num_counts, int64_t room,
                                     uint64_t nt_bytes) {
