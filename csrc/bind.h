@@ -8,6 +8,7 @@ namespace commfuse {
 
 void bind_window(nanobind::module_& module);
 void bind_channel(nanobind::module_& module);
+void bind_calls(nanobind::module_& module);
 void bind_rows(nanobind::module_& module);
 void bind_repeat(nanobind::module_& module);
 

@@ -19,6 +19,7 @@ NB_MODULE(_core, module) {
   nb::set_leak_warnings(false);  // tensors over an arena rightly live until the very end of a program
   bind_window(module);
   bind_channel(module);
+  bind_calls(module);
   bind_rows(module);
   bind_repeat(module);
 }

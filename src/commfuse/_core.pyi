@@ -1,6 +1,6 @@
 """The C++ core: windows, counters, keys and rows of bytes.
 
-It knows nothing of torch and nothing of experts: it is given addresses (plain ints), sizes in bytes and integer keys. Whoever calls
+It links nothing of torch and knows nothing of experts: it is given addresses (plain ints), sizes in bytes and integer keys. Whoever calls
 it owns the meaning. Sizes and offsets that other processes wrote are checked against their windows before use; addresses and sizes
 that the caller passes for its own memory are trusted.
 
@@ -28,7 +28,7 @@ Nothing is thread-safe beyond what a function says: one thread at a time for eac
 In a forked child every object made before the fork refuses its use with ``CoreError``; the windows are not mapped there.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, final, overload
 
 import torch
@@ -461,17 +461,102 @@ def has_kernels(name: str) -> bool:
     """Whether ``choose_kernels`` would take it."""
 
 @final
-class Lender:
-    """Makes tensors of a type that offers DLPack's exchange table (torch.Tensor) over memory of an arena, which they keep alive."""
+@final
+class Reading:
+    """A call that has published a slab, and the members that may be reading it."""
 
-    def __init__(self, tensor_type: type, arena: Arena) -> None: ...
-    def lend(self, address: int, shape: Sequence[int], sample: torch.Tensor) -> torch.Tensor:
-        """A tensor of ``shape`` and of the dtype of ``sample`` at ``address``."""
+@final
+class Slab:
+    """A piece of an arena."""
+
     @property
-    def has_returned(self) -> bool:
-        """Whether ``returned`` gives anything."""
-    def returned(self) -> list[int]:
-        """Addresses whose tensors are gone, all aliases included, since the last time."""
+    def offset(self) -> int: ...
+    @property
+    def num_bytes(self) -> int: ...
+    @property
+    def address(self) -> int: ...
+    @property
+    def used(self) -> int:
+        """Bytes that have been made ready to be written."""
+    def add_reader(self, reading: Reading) -> None:
+        """Note that it has been published; what one group's latest call has published says all of its calls before."""
+    def in_use(self) -> bool:
+        """Whether a peer may still read it."""
+
+@final
+class Slabs:
+    """Pieces of an arena, free again when they have been given back and every reader is done. One thread at a time."""
+
+    def __init__(self, arena: Arena, tensor_type: type, on_large_tail: Callable[[int, int], None]) -> None:
+        """``tensor_type``: offers DLPack's exchange table (torch.Tensor).
+
+        ``on_large_tail(filled, used)``: told once, when far more bytes were filled behind the used part of a slab than are used.
+        """
+    def take(self, num_bytes: int) -> Slab:
+        """A free slab of at least so many bytes; its memory is not there yet. CoreMemoryError: the address space is used up."""
+    def populate(self, slab: Slab, num_bytes: int) -> None:
+        """Make the first bytes ready to be written. CoreMemoryError: there is not enough memory; nothing has been touched."""
+    def give(self, slab: Slab) -> None:
+        """Take it back; it is handed out again when its readers are done."""
+    def at(self, address: int) -> Slab | None:
+        """The slab under the tensor that begins at ``address``, if one does."""
+    def lend(self, slab: Slab, shape: Sequence[int], sample: torch.Tensor) -> torch.Tensor:
+        """A tensor of the dtype of ``sample`` over ``slab``, which comes back when the last alias of the tensor is gone."""
+
+@final
+class Turnstile:
+    """What all calls of a group go through: one thread at a time."""
+
+    calls: int
+    """Begun since the group began or began anew: the number of the present one."""
+    seating: int
+    """To be changed when other ranks take part, sit in another order, or must agree anew: calls that repeat end then."""
+    has_told_others: bool
+    """Other groups have been told where this rank waits, which the next call has to take back."""
+    unheard: int
+    """Setups whose headers have not been compared."""
+    def enter(self) -> bool:
+        """Begin a call of this thread, to be ended with `leave`; False in a forked child, and while another is under way."""
+    def leave(self) -> None: ...
+    @property
+    def here(self) -> bool:
+        """Whether this is the process that made it."""
+    @property
+    def is_shut(self) -> bool:
+        """Whether a call is under way."""
+
+@final
+class Calls:
+    """One line of calls, each with a place of its own; and what they have published meanwhile."""
+
+    def __init__(self, channel: Channel, turns: Turnstile, slabs: Slabs, depth: int) -> None:
+        """``depth``: of the ring of headers."""
+    @property
+    def newest(self) -> int:
+        """The place of the newest call."""
+    @property
+    def in_the_way(self) -> int:
+        """The call whose header the next one will overwrite: every rank must have consumed it. 0: none."""
+    def begin(self) -> int:
+        """Take the next place. Nothing may be in the way."""
+    def end(self, sequence: int) -> None:
+        """This rank has read all it needs of the data of this call. Nothing happens if the group has begun anew since then."""
+    def restart(self, newest: int) -> None:
+        """Begin anew behind call ``newest``; nothing is open or lent any more."""
+    def seat(self, members: Sequence[int]) -> None:
+        """The members that take part have changed: see `Channel.active`."""
+    def reading(self, sequence: int) -> Reading: ...
+    def lend(self, tensor: torch.Tensor, sequence: int) -> None:
+        """Note that call ``sequence`` has published ``tensor`` where it lies, and as which version."""
+    @property
+    def changed_loan(self) -> int:
+        """The call that published a tensor which has been changed since; 0: none."""
+    def take_back(self) -> None:
+        """Forget the loans that every member is known to have read."""
+
+DIFFERS: int
+FAULT: int
+UNHEARD: int
 
 class Repeated:
     """A call whose arguments have the form of an earlier one: tensors of its shapes and dtypes, dense; all others equal.
@@ -479,60 +564,74 @@ class Repeated:
     Raises CoreError for arguments that cannot be compared, or tensors that are not dense.
     """
 
-    def match(self, args: dict[str, Any]) -> bool:
-        """Whether ``args`` are of this form; the steps then use their tensors."""
+    def run(self, args: dict[str, Any]) -> tuple[torch.Tensor, ...] | int | None:
+        """The outputs; None, and nothing is published, when this is another call or not an ordinary one.
+
+        An int says for what the caller has to go on: above 0, the wait for the others has ended with this status of `Channel.wait`;
+        DIFFERS: headers differ; FAULT: rows do not fit; UNHEARD: not all are known to be content. The call is under way then, and
+        when an exception is raised: `finish` goes on with it, `give_up` ends it.
+        """
+    def finish(self) -> tuple[torch.Tensor, ...] | int:
+        """As `run`, once all have published."""
+    def give_up(self, has_failed: bool) -> None:
+        """End a call that is under way, and count it if it has failed."""
+    @property
+    def is_under_way(self) -> bool: ...
+    @property
+    def is_current(self) -> bool:
+        """Whether the seating is as it was when this was made."""
     @property
     def offer(self) -> Offer:
-        """The header that ``start`` publishes."""
+        """The header that was published last."""
+    @property
+    def sequence(self) -> int:
+        """Its place."""
+    at_step: Callable[[str], None] | None
+    """Called with the name of each step that begins; for tests."""
 
 @final
 class RepeatedDispatch(Repeated):
-    """``start``, then ``count``, then ``place``; the segments are keys, rows, factors, weights."""
+    """Segments: keys, rows, factors, weights."""
 
     def __init__(
         self,
         args: dict[str, Any],
-        tensor_type: type,
-        channel: Channel,
+        calls: Calls,
         check: KeyCheck,
         sort: KeySort,
         body: bytes,
         number_at: int,
         outputs: Sequence[tuple[Sequence[int], Any]],
+        tally: Any,
         dtype: int,
         quantised: bool,
         cumulative: bool,
         nt_bytes: int,
+        inference_mode: Callable[[], bool],
+        lend_normal: Callable[[Slab], torch.Tensor],
     ) -> None:
         """``body``: of the header; all up to and with the 8 bytes of a number at ``number_at`` must agree.
 
-        ``outputs``: shape, and a tensor of the dtype, of factors, tags, key counts, running counts, own rows (or none), weights.
+        ``outputs``: shape, and a tensor of the dtype, of rows, factors, tags, key counts, running counts, own rows (or none), weights.
+        ``tally``: three int64 that can be written: calls, errors, nanoseconds. ``lend_normal``: what makes the tensor of the rows
+        while ``inference_mode`` is on, when tensors that are made do not count their changes.
         """
-    @property
-    def staged_bytes(self) -> int:
-        """Bytes of the window that ``start`` needs."""
-    def start(self, sequence: int, number: int, staging: int, timeout_s: float) -> int:
-        """Check the keys, publish, wait for the others. -1: a key is not valid, nothing is published; otherwise as `Channel.wait`."""
-    def count(self, sequence: int) -> int:
-        """Rows for this rank; -1 when headers differ."""
-    def place(self, rows: int, rows_bytes: int, num_rows: int) -> tuple[torch.Tensor, ...]:
-        """Copy the rows to address ``rows``; return the other outputs."""
 
 @final
 class RepeatedCombine(Repeated):
-    """``prepare``, ``start``, ``find``, ``sum``, ``hear``; the segments are running counts, tags, rows."""
+    """Segments: running counts, tags, rows."""
 
     def __init__(
         self,
         args: dict[str, Any],
-        tensor_type: type,
-        channel: Channel,
+        calls: Calls,
         check: KeyCheck,
         terms: TermPlan,
         sort: KeySort,
         body: bytes,
         number_at: int,
         outputs: Sequence[tuple[Sequence[int], Any]],
+        tally: Any,
         dtype: int,
         num_counts: int,
         room: int,
@@ -540,21 +639,10 @@ class RepeatedCombine(Repeated):
     ) -> None:
         """``num_counts``: running counts of this rank. ``room``: the most rows that may be held. ``outputs``: the sums."""
     @property
-    def rows(self) -> int:
-        """Where the rows of the call that was matched begin."""
-    @property
     def keys(self) -> int:
-        """Where ``start`` has written the keys."""
-    def prepare(self, in_place: bool) -> int:
-        """Bytes of the window that ``start`` needs; -1 when the counts cannot be true. ``in_place``: the rows lie in the window."""
-    def start(self, sequence: int, number: int, staging: int, in_place: bool, timeout_s: float) -> int:
-        """See `RepeatedDispatch.start`."""
-    def find(self, sequence: int) -> int:
-        """0, and PROGRESS is raised; a fault of `TermPlan`; -1 when headers differ."""
-    def sum(self) -> torch.Tensor:
-        """A tensor of the weighted sums."""
-    def hear(self, sequence: int, timeout_s: float) -> int:
-        """Wait for everybody's PROGRESS, 2 * sequence: as `Channel.wait`; -1 when a member has found a fault (one more).
-
-        0 at once where all have brought back unchanged what the same dispatch gave them.
-        """
+        """Where the keys were written."""
+    @property
+    def fault(self) -> int:
+        """After FAULT: one of `TermPlan`."""
+    def close(self) -> tuple[torch.Tensor, ...]:
+        """End a call that has stopped at UNHEARD, once all are known to be content."""

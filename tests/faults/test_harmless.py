@@ -179,7 +179,7 @@ def waiter_is_in_call() -> bool:
     from commfuse import groups
     from commfuse.backends.cpu import domain
 
-    return bool(domain.of(groups.resolve(world()))._busy.locked())
+    return bool(domain.of(groups.resolve(world())).turns.is_shut)
 
 
 def test_a_second_thread_is_refused_by_name(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ def ended(call: Call, begin_ns: int, backend: str = "", error: BaseException | N
     """Note that ``call``, begun at ``begin_ns`` of `time.perf_counter_ns`, is over: ``backend`` ran it, or it raised ``error``."""
     nanoseconds = time.perf_counter_ns() - begin_ns
     record = record_of(call.group)
-    record.calls += 1
     record.tally(call.operator.name).count(nanoseconds, failed=error is not None)
     if error is None:
         record.backend = backend

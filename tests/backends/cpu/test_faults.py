@@ -192,8 +192,10 @@ def from_two_threads(rank: int) -> tuple[str, str]:
     with config.override(backend="cpu"):
         assert round_trip(rank, 2)
         group = groups.resolve(layer.common(rank, 2)["group_ep"])
-        with domain.of(group)._busy:
-            found = told(lambda: layer.dispatch(rank, 2))
+        turns = domain.of(group).turns
+        assert turns.enter()
+        found = told(lambda: layer.dispatch(rank, 2))
+        turns.leave()
         assert round_trip(rank, 2)
         return found
 

@@ -88,7 +88,7 @@ def beside_a_slow_reader(rank: int, operator: str, lend: bool) -> tuple[bool, bo
         kept = not {slab.address for slab in taken} & {slab.address for slab in published}
         let_go()
         assert is_right("_npu_distribute_barrier", rank, 2)
-        again = {slabs().take(slab.num_bytes).address for slab in published for _ in range(20)}
+        again = {slabs().core.take(slab.num_bytes).address for slab in published for _ in range(20)}
         given = {slab.address for slab in published} <= again
         return same(found, expected(operator, ranks, rank)), kept, given
 

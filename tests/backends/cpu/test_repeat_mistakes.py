@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
 
 from commfuse import config, groups, repeats
 from tests.conftest import RunRanks
-from tests.faults.bodies import die, error_of, run, struck, world
+from tests.faults.bodies import die, error_of, run, world
 from tests.faults.rank import Notes
 from tests.faults.work import round_without, v2
 
 from . import core, layer  # noqa: F401 - skips where the core is not built
 from .ways import COMBINE, DISPATCH, PLAIN, counted
 
-Stages, Slabs, Session = (
-    getattr(importlib.import_module(f"commfuse.backends.cpu.{module}"), name)
-    for module, name in (("stages", "Stages"), ("slabs", "Slabs"), ("session", "Session"))
-)
+
+def at_step(operator: str, name: str, act: Callable[[], object]) -> None:
+    """Let this rank do ``act`` when the next repeated calls of ``operator`` come to step ``name``."""
+
+    def at(step: str) -> None:
+        if step == name:
+            act()
+
+    for known in repeats.of(groups.resolve(world()), operator)._known.values():
+        known._core.at_step = at  # type: ignore[attr-defined]
 
 
 def bad_ids(rank: int) -> tuple[dict[str, Any], bool, dict[str, int]]:
@@ -94,28 +99,13 @@ def test_rows_of_another_dispatch_are_found(run_ranks: RunRanks, what: str) -> N
     assert all(right for _, right in errors)
 
 
-class Slow:
-    """The core's half of a repeated combine, which sums only when told so."""
-
-    def __init__(self, half: Any, wait: Callable[[], None]) -> None:
-        self._half, self._wait = half, wait
-
-    def sum(self) -> torch.Tensor:
-        self._wait()
-        return cast(torch.Tensor, self._half.sum())
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._half, name)
-
-
 def lent(rank: int, world_size: int, notes: Notes) -> None:
     """Rank 0 changes its rows while rank 1 has found them and not summed them yet."""
     with counted() as ways:
         for seed in range(5):
             out = layer.dispatch(rank, world_size, seed)
             if rank == 1 and seed == 4:
-                for known in repeats.of(groups.resolve(world()), COMBINE)._known.values():
-                    known._core = Slow(known._core, lambda: notes.await_all("changed", [0]))
+                at_step(COMBINE, "sum", lambda: notes.await_all("changed", [0]))
             y = out[0].mul_(2)
             layer.combine(rank, world_size, out, y, seed)
     y.add_(1)
@@ -144,7 +134,7 @@ def interrupted(rank: int, world_size: int, notes: Notes) -> None:
     session = groups.resolve(world()).shared["windows"][0].whole
     threading.Timer(0.03, os.kill, (os.getpid(), signal.SIGINT)).start()
     found = error_of(lambda: layer.combine(rank, world_size, out, y, 3))
-    slab = session.slabs.at(y.data_ptr())
+    slab = session.slabs.holding(y)
     notes.write("interrupted", {**found, "held": slab.in_use(), "published": session.published})
 
 
@@ -226,21 +216,24 @@ def stumble() -> None:
 
 
 ACTS = {"die": die, "stumble": stumble}
-PLACES: dict[str, tuple[Any, str]] = {
-    "before-publish": (Stages, "take"),
-    "before-pull": (Slabs, "empty"),
-    "before-end": (Session, "end"),
-    "before-taking-back": (Session, "take_back"),
-}
+STEPS = [
+    (DISPATCH, "publish"),
+    (DISPATCH, "pull"),
+    (DISPATCH, "end"),
+    (COMBINE, "publish"),
+    (COMBINE, "sum"),
+    (COMBINE, "take back"),
+]
 
 
-def struck_down(rank: int, world_size: int, notes: Notes, place: str, act: str) -> None:
+def struck_down(rank: int, world_size: int, notes: Notes, operator: str, step: str, act: str) -> None:
     """Rank 1 is struck in a repeated round trip; the others read that, at the latest in the next one."""
     for seed in range(4):
         assert v2(rank, world_size, seed)
     with counted() as ways:
         if rank == 1:
-            with struck(*PLACES[place], ACTS[act]), pytest.raises(RuntimeError, match="stumbled"):
+            at_step(operator, step, ACTS[act])
+            with pytest.raises(RuntimeError, match="stumbled"):
                 v2(rank, world_size, 4)
         found = error_of(lambda: notes.write("right", v2(rank, world_size, 4)) if rank != 1 else None)
         found = found or error_of(lambda: v2(rank, world_size, 5))
@@ -248,9 +241,9 @@ def struck_down(rank: int, world_size: int, notes: Notes, place: str, act: str) 
 
 
 @pytest.mark.parametrize("act", list(ACTS))
-@pytest.mark.parametrize("place", list(PLACES))
-def test_a_rank_that_is_struck_at_a_step_is_named(tmp_path: Path, place: str, act: str) -> None:
-    body = functools.partial(struck_down, place=place, act=act)
+@pytest.mark.parametrize(("operator", "step"), STEPS)
+def test_a_rank_that_is_struck_at_a_step_is_named(tmp_path: Path, operator: str, step: str, act: str) -> None:
+    body = functools.partial(struck_down, operator=operator, step=step, act=act)
     notes = run(tmp_path, 4, body, *([1] if act == "die" else []))
     for rank in (0, 2, 3):
         assert notes[rank].get("right", True)

@@ -9,12 +9,9 @@ that, until the ranks that are left agree to go on without it (see `align`) or a
 
 from __future__ import annotations
 
-import os
-import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import NoReturn
 
 from ... import _core, agreement
@@ -40,19 +37,21 @@ class Domain:
         self.home = members  # all that have joined: member i of a channel is rank home.members[i]
         self.members = members  # those that take part now, in the order of their ids in the call
         self.slabs = slabs.own()
-        self.calls = 0
         self.told: BaseException | None = None  # what has broken off an agreement: who was needed knows, nothing was under way
         self._in_step = True  # whether those who take part are known to be before the same call
+        self.turns = _core.Turnstile()
         channels, self.pids = windows(members, self.slabs)
         self.whole, self.halves = (Session(self, channel, depth) for channel, depth in zip(channels, DEPTHS, strict=True))
         self.board = Board(channels[0])
         members.shared.setdefault("waits", []).append(self.waited_us)
-        self._busy = threading.Lock()
-        self.has_told_others = False
         _of_process[:] = [*(one for one in _of_process if one() is not None), weakref.ref(self)]
-        self._pid = os.getpid()
         for channel in channels if len(members.members) > host.cores() else ():
             channel.spin_ns = _SHORT_SPIN_NS
+
+    @property
+    def number(self) -> int:
+        """The number of the present call, counted over both sessions."""
+        return self.turns.calls
 
     @property
     def next_attempt(self) -> int:
@@ -86,9 +85,9 @@ class Domain:
         self._show_in_other_groups(text)
 
     def _show_in_other_groups(self, text: str) -> None:
-        self.has_told_others = bool(text)
+        self.turns.has_told_others = bool(text)
         for other in [one() for one in list(_of_process)]:
-            if other is not None and other is not self and other._pid == os.getpid() and other.board.mine.elsewhere != text:
+            if other is not None and other is not self and other.turns.here and other.board.mine.elsewhere != text:
                 other.board.show(elsewhere=text)
 
     def elsewhere(self, member: int) -> str:
@@ -103,9 +102,9 @@ class Domain:
         Raises:
             GroupError: another thread is in a call of this group, or the process has been forked since the group was joined.
         """
-        if not self.enter():
+        if not self.turns.enter():
             name = self.home.name
-            if os.getpid() != self._pid:
+            if not self.turns.here:
                 raise GroupError(f"{subject}: group {name!r} was joined before this process was forked; make a new one")
             raise GroupError(f"{subject}: another thread is in a call of group {name!r}; one at a time")
         try:
@@ -114,15 +113,7 @@ class Domain:
             self.broke_off(subject, error)
             raise
         finally:
-            self.leave()
-
-    def enter(self) -> bool:
-        """Begin a call of this thread, to be ended with `leave`; False where none can be made here."""
-        return os.getpid() == self._pid and self._busy.acquire(False)
-
-    def leave(self) -> None:
-        """End what `enter` began."""
-        self._busy.release()
+            self.turns.leave()
 
     def broke_off(self, subject: str, error: BaseException) -> None:
         """Stop the group on all ranks if ``error``, which has ended a call, is none that those whom it concerns know of.
@@ -144,7 +135,7 @@ class Domain:
         Raises:
             CommfuseError: see `align.agree`; the same on all of them.
         """
-        if self.has_told_others:
+        if self.turns.has_told_others:
             self._show_in_other_groups("")
         if call.broken and self.poisoned and not (self._was_left_out() and self._all_live()):
             align.refuse(self, call)
@@ -183,7 +174,7 @@ class Domain:
     def lose_step(self) -> None:
         """Let the next call agree anew, whoever takes part in it; the short ways of calls, which would not, end."""
         self._in_step = False
-        self.members = replace(self.members)
+        self.turns.seating += 1
 
     def seat(self, members: Group) -> None:
         """Let ``members``, which the others have agreed to, take part in their order."""
@@ -191,11 +182,12 @@ class Domain:
         for session in (self.whole, self.halves):
             session.seat([place[rank] for rank in members.members])
         self.members = members
+        self.turns.seating += 1
 
     def restart(self, epoch: int, members: frozenset[int], calls: tuple[int, int]) -> None:
         """Begin anew with ``members`` behind ``calls``, the newest of each session; older causes, setups and loans are forgotten."""
         self._tell_left_out(self.present - members)
-        self.calls, self._in_step = 0, True
+        self.turns.calls, self._in_step = 0, True
         in_flight(self.home).clear()
         for session, newest in zip((self.whole, self.halves), calls, strict=True):
             session.restart(
@@ -238,7 +230,7 @@ class Domain:
 
     def about(self, subject: str, text: str) -> str:
         """Begin a message with where it comes from."""
-        return f"{subject}: group {self.home.name!r}, rank {self.home.rank} of {self.home.size}, call {self.calls}: {text}"
+        return f"{subject}: group {self.home.name!r}, rank {self.home.rank} of {self.home.size}, call {self.number}: {text}"
 
     def who(self, member: int) -> str:
         """Name a member for a message."""

@@ -1,4 +1,4 @@
-"""Calls that are like one before: of the checks only those of the data, and the steps before and after the wait in one go each.
+"""Calls that are like one before: of the checks only those of the data, and all steps in one go in the core (csrc/bind_repeat.cpp).
 
 A repeated call publishes and reads what `dispatch` and `combine` do, so the ranks of one call need not all repeat it. Whatever is
 out of the ordinary (other arguments, ids that break a rule, a group that has been given up) is left to them, before anything has
@@ -7,7 +7,7 @@ been published; what comes up later is handed to the session, as they do.
 
 from __future__ import annotations
 
-import time
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
@@ -19,7 +19,7 @@ from ...observe.statistics import record_of
 from ...operators.moe_distribute import values
 from . import combine, routing
 from .leaving import LeftOut
-from .session import NUMBER, REFUSED_AND_DIGEST, SLICE, Session
+from .session import NUMBER, REFUSED_AND_DIGEST, Session
 from .staging import DTYPES
 
 if TYPE_CHECKING:
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
 
 Args = dict[str, Any]
 Outputs = tuple[torch.Tensor, ...]
-
-_INVALID = -1  # of `start`: the ids break a rule; nothing has been published
-_DIFFERS = -1  # of `count`, `find` and `hear`: a header, or what a rank has found
 
 
 class Repeat:
@@ -39,10 +36,8 @@ class Repeat:
     _core: Any
 
     def __init__(self, call: Call, domain: Domain, bind: Callable[[Args], Call]) -> None:
-        self._name, self._members, self._bind = call.operator.name, domain.members, bind
+        self._name, self._bind = call.operator.name, bind
         self._domain, self._session = domain, domain.whole
-        self._record = record_of(call.group)
-        self._tally = self._record.tally(self._name)
 
     @classmethod
     def suits(cls, call: Call) -> bool:
@@ -61,7 +56,8 @@ class Repeat:
     @property
     def is_current(self) -> bool:
         """Whether the group is as it was when this was made."""
-        return self._domain.members is self._members
+        current: bool = self._core.is_current
+        return current
 
     def run(self, args: Args) -> Outputs | None:
         """Carry out the call; None if it is another one, or not an ordinary one, and nothing has been published.
@@ -69,47 +65,50 @@ class Repeat:
         Raises:
             CommfuseError: as the operator does.
         """
-        domain = self._domain
-        if domain.members is not self._members or not domain.enter():
-            return None
-        begin = time.perf_counter_ns()
         try:
-            sequence = self._session.next_call() if self._core.match(args) else 0
-            outputs = self._run(args, sequence) if sequence else None
-        except LeftOut:  # the long way agrees with the others again
-            return None
+            outputs: Any = self._core.run(args)
+            while isinstance(outputs, int):
+                outputs = self._see_to(outputs, args)
         except BaseException as error:
-            self._note(begin, failed=True)
-            domain.broke_off(self._name, error)
-            raise
-        finally:
-            domain.leave()
-        if outputs is not None:
-            self._note(begin)
-        return outputs
+            if not self._core.is_under_way:  # it came when the call was over
+                raise
+            self._break_off(error)
+            return None
+        return outputs  # type: ignore[no-any-return]
 
-    def _run(self, args: Args, sequence: int) -> Outputs | None:
-        raise NotImplementedError
+    def _see_to(self, stop: int, args: Args) -> Any:
+        """Do what the core has stopped for; return what comes of going on."""
+        if stop == _core.DIFFERS:
+            self._meet(args)
+            raise _core.CoreError("headers that differed are equal now")
+        self._meet(args)
+        return self._core.finish()
 
-    def _note(self, begin: int, *, failed: bool = False) -> None:
-        self._record.calls += 1
-        self._tally.count(time.perf_counter_ns() - begin, failed=failed)
-
-    def _meet(self, args: Args, sequence: int) -> None:
+    def _meet(self, args: Args) -> None:
         """Wait on for who has not come, and find out what is wrong, as every other call does.
 
         Raises:
             CommfuseError: something is.
         """
-        error = self._session.meet(self._bind(args), sequence, self._core.offer)
+        error = self._session.meet(self._bind(args), self._core.sequence, self._core.offer)
         if error is not None:
-            self._session.end(sequence)
+            self._session.end(self._core.sequence)
             raise error
 
-    def _explain(self, args: Args, sequence: int) -> NoReturn:
-        """Raise what is wrong with headers that are not all equal."""
-        self._meet(args, sequence)
-        raise _core.CoreError("headers that differed are equal now")
+    def _break_off(self, error: BaseException) -> None:
+        """End a call that ``error`` has ended, and raise it; not where others have gone on without this rank: the long way agrees again."""
+        is_left_out = isinstance(error, LeftOut)
+        try:
+            if not is_left_out:
+                self._domain.broke_off(self._name, error)
+                raise error
+        finally:
+            self._core.give_up(not is_left_out)
+
+    def _header_outputs_tally(self, call: Call) -> tuple[bytes, int, list[tuple[Any, torch.Tensor]], Any]:
+        """Return the header's body, where the number stands in it, the outputs, and where calls are counted."""
+        outputs = [(shape, blank) for _, shape, blank in call.form.blanks]
+        return _body(self._session, call), REFUSED_AND_DIGEST, outputs, record_of(call.group).tally(self._name).numbers
 
 
 class RepeatedDispatch(Repeat):
@@ -119,46 +118,22 @@ class RepeatedDispatch(Repeat):
 
     def __init__(self, call: Call, domain: Domain, bind: Callable[[Args], Call], args: Args) -> None:
         super().__init__(call, domain, bind)
-        route, session = routing.of(self._session, call), self._session
-        (_, self._shape, blank), *others = call.form.blanks
-        self._dtype, self._row_bytes = blank.dtype, self._shape[1] * blank.element_size()
+        session = self._session
+        route = routing.of(session, call)
+        _, shape, blank = call.form.blanks[0]
         self._core = _core.RepeatedDispatch(
             args,
-            torch.Tensor,
-            session.channel,
+            session.calls,
             route.check,
             route.sort,
-            _body(session, call),
-            REFUSED_AND_DIGEST,
-            [(shape, one) for _, shape, one in others],
+            *self._header_outputs_tally(call),
             DTYPES[call["x"].dtype],
             call["quant_mode"] == 2,
             call["expert_token_nums_type"] == 0,
             session.large_copy,
+            torch.is_inference_mode_enabled,
+            functools.partial(session.slabs.tensor, shape=shape, dtype=blank.dtype),
         )
-        self._staged = self._core.staged_bytes
-
-    def _run(self, args: Args, sequence: int) -> Outputs | None:
-        session, core = self._session, self._core
-        try:
-            staging = session.stages.take(sequence, self._staged)
-        except _core.CoreMemoryError:
-            return None  # the long way tells the peers
-        session.took(sequence)
-        status = core.start(sequence, self._domain.calls, staging, SLICE)
-        if status:
-            if status == _INVALID:
-                session.forget(sequence)
-                return None
-            self._meet(args, sequence)
-        total = core.count(sequence)
-        if total == _DIFFERS:
-            self._explain(args, sequence)
-        session.take_back()  # who is here has read what earlier calls lent: its memory may serve this one
-        rows = session.slabs.empty(self._shape, self._dtype, total)
-        others: Outputs = core.place(rows.data_ptr(), self._shape[0] * self._row_bytes, total)
-        session.end(sequence)
-        return (rows, *others)
 
 
 class RepeatedCombine(Repeat):
@@ -179,59 +154,33 @@ class RepeatedCombine(Repeat):
         _, num_counts, room = values.used_and_room(call)
         self._core = _core.RepeatedCombine(
             args,
-            torch.Tensor,
-            self._session.channel,
+            self._session.calls,
             self._route.check,
             self._route.terms,
             self._route.sort,
-            _body(self._session, call),
-            REFUSED_AND_DIGEST,
-            [(shape, one) for _, shape, one in call.form.blanks],
+            *self._header_outputs_tally(call),
             DTYPES[call["expand_x"].dtype],
             num_counts,
             room,
             self._session.large_copy,
         )
 
-    def _run(self, args: Args, sequence: int) -> Outputs | None:
+    def _see_to(self, stop: int, args: Args) -> Any:
         session, core = self._session, self._core
-        slab = session.slabs.at(core.rows)
-        in_place = slab is not None
-        num_bytes = core.prepare(in_place)
-        if num_bytes < 0:
-            return None
-        try:
-            staging = session.stages.take(sequence, num_bytes)
-        except _core.CoreMemoryError:
-            return None
-        if slab is not None:
-            slab.add_reader(session.reading(sequence))  # first: an interrupt may end the wait once peers can read it
-        session.took(sequence)
-        status = core.start(sequence, self._domain.calls, staging, in_place, SLICE)
-        if status == _INVALID:
-            session.forget(sequence)
-            return None
-        if in_place:
-            session.lend(args["expand_x"], sequence)
-        if status:
-            self._meet(args, sequence)
-        fault = core.find(sequence)
-        if fault:
-            self._explain(args, sequence) if fault == _DIFFERS else self._refute(args, sequence, fault)
-        total = core.sum()
-        session.end(sequence)
-        if core.hear(sequence, SLICE):
-            combine.hear_verdicts(self._bind(args), session, sequence, "")
-        session.take_back()
-        return (total,)
+        if stop == _core.FAULT:
+            self._refute(args)
+        if stop == _core.UNHEARD:
+            combine.hear_verdicts(self._bind(args), session, core.sequence, "")
+            return core.close()
+        return super()._see_to(stop, args)
 
-    def _refute(self, args: Args, sequence: int, fault: int) -> NoReturn:
+    def _refute(self, args: Args) -> NoReturn:
         """Say what is wrong with the rows that the others hold for this rank."""
-        session, call = self._session, self._bind(args)
-        problem = combine.in_words(call, session, self._route, self._core.keys, fault)
-        session.channel.advance(_core.PROGRESS, 2 * sequence + 1)
-        session.end(sequence)
-        combine.hear_verdicts(call, session, sequence, problem)
+        session, call, core = self._session, self._bind(args), self._core
+        problem = combine.in_words(call, session, self._route, core.keys, core.fault)
+        session.channel.advance(_core.PROGRESS, 2 * core.sequence + 1)
+        session.end(core.sequence)
+        combine.hear_verdicts(call, session, core.sequence, problem)
         raise _core.CoreError(problem)  # not reached: it was the verdict of all
 
 

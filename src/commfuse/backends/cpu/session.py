@@ -23,8 +23,6 @@ from ...groups import Group
 from ...observe import ranges
 from . import align, host
 from .join import NAME_BYTES
-from .slabs import Reading
-from .stages import Stages
 
 if TYPE_CHECKING:
     from .domain import Domain
@@ -71,14 +69,10 @@ class Session:
         self.slabs = domain.slabs
         self.large_copy = host.large_copy(len(domain.home.members))
         self.kept: dict[Any, Any] = {}  # what operators keep for the next call of the same shape
-        self._start = self._sequence = 0
+        self.calls = _core.Calls(channel, domain.turns, self.slabs.core, depth)
         self._eldest = 0  # what was published up to here is of an older epoch
-        self._open: deque[int] = deque()  # calls that have begun and not ended
         self._offers: dict[Any, tuple[_core.Offer, bytes, bytes]] = {}
         self._unheard: deque[Posted] = deque()
-        self._lent: list[tuple[torch.Tensor, int, int]] = []  # the tensor, its version, the call that published it
-        self.stages = Stages(self)
-        self._present = tuple(channel.active)
 
     @property
     def members(self) -> Group:
@@ -93,25 +87,21 @@ class Session:
     @property
     def newest(self) -> int:
         """The newest call that this rank has begun."""
-        return self._sequence
+        return self.calls.newest
 
     def restart(self, epoch: int, newest: int) -> None:
         """Begin anew behind call ``newest``: see `Domain.restart`."""
-        self.stages.retire()
         for line, value in ((_core.PUBLISHED, newest), (_core.CONSUMED, newest), (_core.PROGRESS, 2 * newest)):
             self.channel.advance(line, max(value, self.channel.counter(self.channel.index, line)))
+        self.calls.restart(newest)
         self.channel.epoch = epoch
-        self._start = max(newest - self.depth, 0)  # the others may still be raising theirs: as in any call, there must be room
-        self._eldest = self._sequence = newest
-        self._open.clear()
+        self._eldest = newest
         self._unheard.clear()
-        self._lent.clear()
+        self._count_unheard()
 
     def seat(self, present: list[int]) -> None:
         """See `Domain.seat`."""
-        self.stages.retire()
-        self.channel.active = present
-        self._present = tuple(present)
+        self.calls.seat(present)
 
     # --- one call ----------------------------------------------------------------------------------------------------------
 
@@ -119,49 +109,18 @@ class Session:
         """Return the place of this call on the line, whose header may now be published."""
         if self.domain.poisoned:
             self.domain.raise_cause(call.operator.name)
-        if self._lent:
-            self._end_loans(call)
-        sequence = self._sequence + 1
-        if sequence > self._start + self.depth:
-            self.hear(sequence - self.depth)
-            self.wait(call, _core.CONSUMED, sequence - self.depth)
-        self.domain.calls += 1
-        self._sequence = sequence
-        self._open.append(sequence)
-        return sequence
-
-    def next_call(self) -> int:
-        """Return what `begin` would, where nothing stands in the way of it; 0 elsewhere. `took` follows."""
-        sequence = self._sequence + 1
-        if (
-            self.domain.poisoned
-            or self.domain.has_told_others
-            or self.domain.halves._unheard
-            or (self._lent and not self._loans_are_fine())
-        ):
-            return 0
-        if sequence > self._start + self.depth and not self.channel.reached(_core.CONSUMED, sequence - self.depth):
-            return 0
-        return sequence
-
-    def took(self, sequence: int) -> None:
-        """Note that call ``sequence`` has begun."""
-        self.domain.calls += 1
-        self._sequence = sequence
-        self._open.append(sequence)
-
-    def forget(self, sequence: int) -> None:
-        """Take `took` back: nothing was published."""
-        self.domain.calls -= 1
-        self._sequence = sequence - 1
-        self._open.remove(sequence)
+        self._end_loans(call)
+        if overwritten := self.calls.in_the_way:
+            self.hear(overwritten)
+            self.wait(call, _core.CONSUMED, overwritten)
+        return self.calls.begin()
 
     def offer(self, call: Call) -> _core.Offer:
         """Return the header for ``call``, which has begun, to which segments may be added.
 
         Whole calls that are alike share one; a setup's is its own, since it is compared later.
         """
-        number = self.domain.calls.to_bytes(NUMBER, "little")
+        number = self.domain.number.to_bytes(NUMBER, "little")
         if call.broken or self is self.domain.halves:
             return _offer(_core.Offer(), *self.body(call), number)
         key: Any = call.form if call.agreed is call.form.agreed else (call.form, tuple(call.agreed.values()))
@@ -183,8 +142,7 @@ class Session:
         before = self.channel.waited_ns if waited_us is not None else []
         self.domain.halves.hear(sequence - 1 if self is self.domain.halves else None)
         self.wait(call, _core.PUBLISHED, sequence)
-        if self._lent:
-            self.take_back()  # who is here has read what earlier calls lent
+        self.take_back()  # who is here has read what earlier calls lent
         if waited_us is not None:
             after = self.channel.waited_ns
             for position, member in enumerate(self.channel.active):
@@ -193,14 +151,11 @@ class Session:
             return None
         if self.domain.poisoned:  # what has been met is no call of those who take part here
             self.domain.raise_cause(call.operator.name)
-        return self._explain(call, self.domain.calls)
+        return self._explain(call, self.domain.number)
 
     def end(self, sequence: int) -> None:
         """Say that this rank has read all it needs of this call's data."""
-        if sequence not in self._open:  # the group has begun anew meanwhile
-            return
-        self._open.remove(sequence)
-        self.channel.advance(_core.CONSUMED, self._open[0] - 1 if self._open else self._sequence)
+        self.calls.end(sequence)
 
     def agree(self, call: Call, waited_us: list[float] | None = None) -> None:
         """Make sure that every rank is in this call and accepts it; a call of its own, without data. Raises as `agreement.hear`."""
@@ -228,8 +183,9 @@ class Session:
     def post(self, call: Call, sequence: int, offer: _core.Offer) -> Posted:
         """Publish a call and wait for nobody; `hear` compares it later."""
         self.channel.publish(sequence, offer)
-        posted = Posted(call=call, number=self.domain.calls, sequence=sequence, offer=offer)
+        posted = Posted(call=call, number=self.domain.number, sequence=sequence, offer=offer)
         self._unheard.append(posted)
+        self._count_unheard()
         return posted
 
     def hear(self, upto: int | None = None) -> None:
@@ -238,47 +194,40 @@ class Session:
             posted = self._unheard[0]
             self.wait(posted.call, _core.PUBLISHED, posted.sequence, posted.number)
             self._unheard.popleft()
+            self._count_unheard()
             if self.channel.resolve(posted.sequence, posted.offer) != -1:
                 if self.domain.poisoned:
                     self.domain.raise_cause(posted.call.operator.name)
                 posted.error = self._explain(posted.call, posted.number)
 
+    def _count_unheard(self) -> None:
+        self.domain.turns.unheard = len(self._unheard)
+
     # --- loans -------------------------------------------------------------------------------------------------------------
 
-    def reading(self, sequence: int) -> Reading:
+    def reading(self, sequence: int) -> _core.Reading:
         """Return what keeps a slab from being used again: that call ``sequence`` has published it."""
-        channel = self.channel
-        return Reading(channel=channel, sequence=sequence, epoch=channel.epoch, members=self._present)
+        return self.calls.reading(sequence)
 
     def lend(self, tensor: torch.Tensor, sequence: int) -> None:
         """Note that call ``sequence`` has published ``tensor`` where it lies: it must stay as it is until every peer has read it."""
-        alias = tensor.detach() if tensor.requires_grad else tensor  # not to keep a graph alive
-        self._lent.append((alias, alias._version, sequence))
+        self.calls.lend(tensor, sequence)
 
     def take_back(self) -> None:
         """Forget the loans that every peer is known to have read: their tensors may change again."""
-        if self._lent:
-            self._lent = [loan for loan in self._lent if not self.channel.reached(_core.CONSUMED, loan[2])]
-
-    def _loans_are_fine(self) -> bool:
-        """Whether no tensor that peers may be reading has been changed; see `take_back`."""
-        fine = all(tensor._version == version for tensor, version, _ in self._lent)
-        if fine:
-            self.take_back()
-        return fine
+        self.calls.take_back()
 
     def _end_loans(self, call: Call) -> None:
         """Raise if a tensor was changed before it was certain that every peer has read it; see `take_back`."""
-        for tensor, version, sequence in self._lent:
-            if tensor._version != version:
-                domain = self.domain
-                text = domain.about(
-                    call.operator.name,
-                    f"rank {domain.home.rank} changed a tensor that call {sequence} of this group had published in place before "
-                    "every rank was known to have read it: give combine a tensor that stays as it is until the group's next call",
-                )
-                domain.stop_here(text)
-                raise ExchangeError(text)
+        if sequence := self.calls.changed_loan:
+            domain = self.domain
+            text = domain.about(
+                call.operator.name,
+                f"rank {domain.home.rank} changed a tensor that call {sequence} of this group had published in place before "
+                "every rank was known to have read it: give combine a tensor that stays as it is until the group's next call",
+            )
+            domain.stop_here(text)
+            raise ExchangeError(text)
         self.take_back()
 
     # --- waiting -----------------------------------------------------------------------------------------------------------
@@ -290,7 +239,7 @@ class Session:
             MismatchError: a rank is in another call, or goes on with other ranks.
             ExchangeError: a rank has ended, did not come in time, or has given the group up.
         """
-        timeout = config.get("timeout" if self.domain.calls > 1 else "first_timeout")
+        timeout = config.get("timeout" if self.domain.number > 1 else "first_timeout")
         if ranges.active():
             self._wait_in_ranges(call, line, target, number, timeout)
         else:
@@ -312,7 +261,7 @@ class Session:
             return
         begin = time.monotonic() - SLICE
         while status & 0xFF == _core.DEADLINE and (left := begin + timeout - time.monotonic()) > 0:
-            self._look_around(call, line, target, number or self.domain.calls)
+            self._look_around(call, line, target, number or self.domain.number)
             status = self.channel.wait(line, target, min(SLICE, left))
         if status != _core.OK:
             self._give_up(call, line, target, status, time.monotonic() - begin)

@@ -1,0 +1,38 @@
+// Slabs as tensors of the caller's framework.
+#pragma once
+#include <memory>
+#include <utility>
+
+#include "slabs.h"
+#include "tensors.h"
+
+namespace commfuse {
+
+class WindowSlabs : public Slabs {
+ public:
+  WindowSlabs(nanobind::handle tensor_type, std::shared_ptr<Arena> arena, Tell on_large_tail)
+      : Slabs(std::move(arena), std::move(on_large_tail)), type_(tensor_type) {
+    returned = [gone = gone_] { return gone->empty() ? std::vector<uint64_t>() : gone->take(); };
+  }
+
+  const TensorType& type() const { return type_; }
+  // A tensor over `slab`, which comes back when the last alias of the tensor is gone.
+  nanobind::object lend(Slab& slab, const TensorForm& form) {
+    nanobind::object tensor = type_.lend(form, slab.address, arena(), gone_);
+    hold(slab);
+    return tensor;
+  }
+
+ private:
+  TensorType type_;
+  std::shared_ptr<Returned> gone_ = std::make_shared<Returned>();
+};
+
+// Makes the first num_bytes of `slab` ready; other threads of the interpreter go on meanwhile, if there is anything to do.
+inline void make_ready(WindowSlabs& slabs, Slab& slab, uint64_t num_bytes) {
+  if (num_bytes <= slab.used) return;
+  const nanobind::gil_scoped_release no_gil;
+  slabs.populate(slab, num_bytes);
+}
+
+}  // namespace commfuse
