@@ -48,7 +48,7 @@ uint64_t Channel::make_control(Arena& arena, uint64_t group_id, uint32_t header_
 
 Channel::Channel(std::shared_ptr<Arena> arena, const std::vector<std::shared_ptr<Mapping>>& peers,
                  const std::vector<uint64_t>& offsets, int index, uint64_t group_id)
-    : arena_(std::move(arena)), waited_ns_(peers.size()), index_(index) {
+    : arena_(std::move(arena)), waited_ns_(peers.size()), index_(index), position_(index) {
   const int num_members = static_cast<int>(peers.size());
   if (offsets.size() != peers.size() || index < 0 || index >= num_members || num_members > 0xffff)
     fail("member %d of %d with %zu control blocks", index, num_members, offsets.size());
@@ -90,6 +90,7 @@ void Channel::set_active(const std::vector<int>& members) {
   for (int one : members) member(one);
   if (std::count(members.begin(), members.end(), index_) != 1) fail("the active members must contain this one, once");
   active_ = members;
+  position_ = static_cast<int>(std::find(members.begin(), members.end(), index_) - members.begin());
   for (auto& sources : sources_) sources->resize(static_cast<int>(members.size()));
 }
 
@@ -152,7 +153,7 @@ WaitRules Channel::rules_for(int64_t timeout_ns, bool heed_poison, bool (*interr
 Outcome Channel::wait(LineIndex line, uint64_t target, int64_t timeout_ns, bool heed_poison, bool (*interrupted)()) noexcept {
   watches_.clear();
   const size_t num_active = active_.size();
-  const size_t start = std::find(active_.begin(), active_.end(), index_) - active_.begin();
+  const auto start = static_cast<size_t>(position_);
   for (size_t i = 1; i < num_active; i++) {  // each rank begins with its right neighbour, so that not all watch rank 0
     const int one = active_[(start + i) % num_active];
     const Member& other = members_[static_cast<size_t>(one)];

@@ -50,6 +50,8 @@ class Channel {
   void check_process() const { born_.check("a group"); }
   int num_members() const { return static_cast<int>(members_.size()); }
   int index() const { return index_; }
+  // This member's place among the active ones.
+  int position() const { return position_; }
 
   // Members that take part from now on, in the order of their ids; must contain this one.
   void set_active(const std::vector<int>& members);
@@ -119,7 +121,7 @@ class Channel {
   std::vector<Watch> watches_;
   std::vector<std::shared_ptr<Sources>> sources_;
   std::vector<uint64_t> waited_ns_;
-  int index_;
+  int index_, position_;
   bool all_vouch_ = false;
   Control* own_;
   uint64_t own_offset_;

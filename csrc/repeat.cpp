@@ -135,12 +135,9 @@ bool RepeatedCombine::publish(uint64_t sequence, Offer& offer, int64_t num_rows,
   const uint64_t count_bytes = static_cast<uint64_t>(form_.num_counts) * sizeof(int32_t);
   std::memcpy(staging, held.running_counts, count_bytes);
   std::memcpy(staging + at.tags, held.tags, rows * 3 * sizeof(int32_t));
-  if (!held.in_place) {
-    const Moving moving(channel_);
-    const CopyRow copy = copy_row(rows * row_bytes(), form_.nt_bytes, row_bytes());
-    copy.run(staging + at.rows, held.rows, rows * row_bytes());
-    copy.finish();
-  }
+  own_rows_ = held.in_place ? nullptr : held.rows;
+  num_rows_ = num_rows;
+  if (!held.in_place) copy_in(reinterpret_cast<const int32_t*>(staging), staging + at.rows);
   set_segment(offer, 0, staging, count_bytes);
   set_segment(offer, 1, staging + at.tags, rows * 3 * sizeof(int32_t));
   const bool is_whole = num_rows == sort_.num_rows() && sort_.running_counts().size() == static_cast<size_t>(form_.num_counts);
@@ -152,8 +149,24 @@ bool RepeatedCombine::publish(uint64_t sequence, Offer& offer, int64_t num_rows,
   return true;
 }
 
+// Rows that go to others: block i came from member i % num_members. This rank reads its own where they lie.
+void RepeatedCombine::copy_in(const int32_t* running_counts, uint8_t* out) const {
+  const Moving moving(channel_);
+  const CopyRow copy = copy_row(static_cast<uint64_t>(num_rows_) * row_bytes(), form_.nt_bytes, row_bytes());
+  const int64_t num_members = static_cast<int64_t>(channel_.active().size()), me = channel_.position();
+  int64_t begin = 0;
+  for (int64_t i = 0; i < form_.num_counts; i++) {
+    const int64_t end = std::clamp<int64_t>(running_counts[i], begin, num_rows_);  // they may have changed since they were checked
+    const uint64_t first = static_cast<uint64_t>(begin) * row_bytes(), num_bytes = static_cast<uint64_t>(end - begin) * row_bytes();
+    if (i % num_members != me && num_bytes) copy.run(out + first, own_rows_ + first, num_bytes);
+    begin = end;
+  }
+  copy.finish();
+}
+
 int RepeatedCombine::find(uint64_t sequence, const Offer& offer, const float* weights) {
   if (channel_.resolve(sequence, offer) != -1) return -1;
+  if (own_rows_) channel_.sources(2)->set(channel_.position(), {own_rows_, static_cast<uint64_t>(num_rows_) * row_bytes()});
   const TermPlan::Input input{keys_, form_.num_tokens, weights, channel_.sources(0).get(), channel_.sources(1).get(),
                               channel_.sources(2).get(), row_bytes(), row_bytes()};
   if (!plan_.run(input, terms_.data(), check_.out_width())) return plan_.fault;

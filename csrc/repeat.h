@@ -66,7 +66,7 @@ class RepeatedDispatch {
   uint64_t rows_at_, factors_at_, weights_at_;
 };
 
-// Rows back to where they came from, summed. Segments: running counts, tags, rows; the keys stay here.
+// Rows back to where they came from, summed. Segments: running counts, tags, rows (those for others); the keys stay here.
 class RepeatedCombine {
  public:
   struct Form {
@@ -100,6 +100,7 @@ class RepeatedCombine {
     uint64_t tags, rows, keys, end;
   };
   Cut cut(int64_t num_rows, bool in_place) const;
+  void copy_in(const int32_t* running_counts, uint8_t* out) const;
   uint64_t row_bytes() const { return uint64_t(form_.hidden) * size_of(form_.dtype); }
   Channel& channel_;
   KeyCheck& check_;
@@ -108,6 +109,8 @@ class RepeatedCombine {
   const Form form_;
   std::vector<Term> terms_;
   const int32_t* keys_ = nullptr;
+  const uint8_t* own_rows_ = nullptr;  // the caller's, where only those for others have been copied
+  int64_t num_rows_ = 0;
 };
 
 }  // namespace commfuse

@@ -13,7 +13,7 @@ constexpr uint64_t kMiB = 1 << 20, kGroup = 77;
 constexpr uint32_t kHeaderBytes = 256, kDepth = 4;
 
 struct Rank {
-  std::shared_ptr<Arena> arena = std::make_shared<Arena>(64 * kMiB, kMiB);
+  std::shared_ptr<Arena> arena = std::make_shared<Arena>(256 * kMiB, kMiB);
   uint64_t control = Channel::make_control(*arena, kGroup, kHeaderBytes, kDepth);
 };
 

@@ -24,15 +24,14 @@ def run(operator: Operator, args: dict[str, Any]) -> tuple[torch.Tensor | None, 
     Raises:
         CommfuseError: see `errors`; a wrong argument raises on every rank of the group, before any row is sent.
     """
+    if not listeners:
+        outputs = repeats.run(operator.name, args[operator.group], args)
+        if outputs is not None:
+            return outputs
     try:
         group = groups.resolve(args[operator.group])
     except GroupError as error:
         raise GroupError(f"{operator.name}: {operator.group}: {error}") from None
-    before = repeats.of(group, operator.name)
-    if not listeners and repeats.may_run():
-        outputs = before.run(args)
-        if outputs is not None:
-            return outputs
     call = bind(operator, args, group, groups.resolve)
     members = group.among(operator.alive(call))
     if group.rank not in members.members:  # its own elastic_info says so: nobody waits for it
@@ -56,5 +55,7 @@ def run(operator: Operator, args: dict[str, Any]) -> tuple[torch.Tensor | None, 
     finally:
         torch._C._set_grad_enabled(with_grad)
     ended(call, begin, backend.name)
-    before.learn(backend, call, args, functools.partial(bind, operator, group=group, partner_of=groups.resolve))
+    repeats.of(group, operator.name).learn(
+        backend, call, args, functools.partial(bind, operator, group=group, partner_of=groups.resolve)
+    )
     return outputs

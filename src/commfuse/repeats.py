@@ -6,10 +6,12 @@ part have changed; what it does not serve goes the long way, which finds and say
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.distributed import distributed_c10d as c10d
 
 from . import config
 from .backends.base import Backend, Repeat
@@ -26,41 +28,55 @@ Args = dict[str, Any]
 class Repeats:
     """Of one operator in one group."""
 
-    def __init__(self) -> None:
-        self._changes = config.changes
-        self._known: dict[Form, Repeat] = {}  # the latest comes last
+    def __init__(self, group: Group) -> None:
+        self.process_group, self.groups = group.process_group, c10d._world.pg_map
+        self.changes = config.changes
+        self.known: dict[Form, Repeat] = {}  # the latest comes last
         self._times: dict[Form, int] = {}
-
-    def run(self, args: Args) -> tuple[torch.Tensor | None, ...] | None:
-        """Carry out a call that has been made before; None, with nothing sent, if there is no short way for it."""
-        if self._changes != config.changes:
-            self.forget()
-        for form in reversed(self._known):
-            outputs = self._known[form].run(args)
-            if outputs is not None:
-                self._known[form] = self._known.pop(form)  # layers call in turn, so what served last is tried first
-                return outputs
-        return None
 
     def learn(self, backend: Backend, call: Call, args: Args, bind: Callable[[Args], Call]) -> None:
         """Take note of a call that has given a result on the long way."""
-        if any(not known.is_current for known in self._known.values()):
+        if self.changes != config.changes or any(not known.is_current for known in self.known.values()):
             self.forget()
-        if call.form in self._known:  # it was out of the ordinary
+        if call.form in self.known or config.get("log") != "off":  # it was out of the ordinary; its end is to be told
             return
         if len(self._times) >= _COUNT:
             self._times.clear()
         times = self._times[call.form] = self._times.get(call.form, 0) + 1
         if times % 4 == 2 and (made := backend.repeat(call, args, bind)) is not None:
-            self._known[call.form] = made
-            if len(self._known) > _KEEP:
-                del self._known[next(iter(self._known))]
+            self.known[call.form] = made
+            if len(self.known) > _KEEP:
+                del self.known[next(iter(self.known))]
 
     def forget(self) -> None:
         """Begin anew."""
-        self._changes = config.changes
-        self._known.clear()
+        self.changes = config.changes
+        self.known.clear()
         self._times.clear()
+
+
+_of_name: dict[tuple[str, str], weakref.ref[Repeats]] = {}  # by operator and group
+
+
+def run(operator: str, group: object, args: Args) -> tuple[torch.Tensor | None, ...] | None:
+    """Carry out a call that has been made before; None, with nothing sent, if there is no short way for it."""
+    # In one piece, and with few steps: where ranks outnumber cores each of them runs with cold caches.
+    found = _of_name.get((operator, group)) if type(group) is str else None
+    before = None if found is None else found()
+    if (
+        before is None
+        or before.changes != config.changes
+        or before.process_group() not in before.groups  # destroyed, or another one of this name
+        or torch.autograd._profiler_enabled()  # it is to see the phases
+    ):
+        return None
+    for form, known in reversed(before.known.items()):
+        outputs = known.run(args)
+        if outputs is not None:
+            if form is not next(reversed(before.known)):
+                before.known[form] = before.known.pop(form)  # layers call in turn, so what served last is tried first
+            return outputs
+    return None
 
 
 def of(group: Group, operator: str) -> Repeats:
@@ -68,10 +84,8 @@ def of(group: Group, operator: str) -> Repeats:
     by_operator: dict[str, Repeats] = group.shared.setdefault(_KEY, {})
     known = by_operator.get(operator)
     if known is None:
-        known = by_operator[operator] = Repeats()
+        known = by_operator[operator] = Repeats(group)
+        for name in [name for name, old in _of_name.items() if old() is None]:
+            del _of_name[name]
+        _of_name[operator, group.name] = weakref.ref(known)
     return known
-
-
-def may_run() -> bool:
-    """Whether nobody listens to the phases and ends of calls, which a short way does not tell."""
-    return not torch.autograd._profiler_enabled() and config.get("log") == "off"

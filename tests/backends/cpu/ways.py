@@ -19,10 +19,10 @@ DISPATCH, COMBINE = FAMILY.operators
 def counted() -> Iterator[dict[str, int]]:
     """How many calls went the short way, and how many the long one."""
     ways = {"short": 0, "long": 0}
-    short, long = repeats.Repeats.run, engine.bind
+    short, long = repeats.run, engine.bind
 
-    def run_short(self: repeats.Repeats, args: dict[str, Any]) -> Any:
-        outputs = short(self, args)
+    def run_short(*args: Any) -> Any:
+        outputs = short(*args)
         ways["short"] += outputs is not None
         return outputs
 
@@ -30,5 +30,5 @@ def counted() -> Iterator[dict[str, int]]:
         ways["long"] += not named  # by name: for the messages of a short way
         return long(*args, **named)
 
-    with mock.patch.object(repeats.Repeats, "run", run_short), mock.patch.object(engine, "bind", bind):
+    with mock.patch.object(repeats, "run", run_short), mock.patch.object(engine, "bind", bind):
         yield ways
