@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from commfuse.cli.bench import matmul_rank
 from commfuse.cli.bench.barrier import Barrier
+from commfuse.cli.bench.formula import expected
 from commfuse.cli.bench.launch import Effort, Launch, launch
 from commfuse.cli.bench.matmul import trips
 from commfuse.cli.bench.matmul_shapes import OPERATORS, Shape
@@ -19,7 +20,7 @@ from commfuse.cli.bench.methods import METHODS, MethodRow
 from commfuse.cli.bench.mpi import MpiMissingError
 from commfuse.cli.bench.peers import AllToAll
 from commfuse.cli.bench.transports import Gloo
-from commfuse.cli.bench.workload import DTYPES, ROUTINGS, Workload
+from commfuse.cli.bench.workload import DTYPES, ROUTINGS, Workload, inputs
 
 from ..conftest import RunRanks
 
@@ -62,14 +63,32 @@ def test_peers_are_right_for_all_rows_and_routings(run_ranks: RunRanks, routing:
 def test_bytes(run_ranks: RunRanks) -> None:
     """Every token chooses both experts of both ranks, so half of all rows pass from one rank to the other."""
     workload = replace(SMALL, top_k=4)
-    found = measure(run_ranks, workload, *(BY_NAME[name] for name in ("cpu", "gloo", "gloo-ag", "memcpy")))
+    found = measure(run_ranks, workload, *(BY_NAME[name] for name in ("cpu", "gloo", "gloo-ag", "memcpy", "floor")))
     rows, row_bytes = 2 * 3 * 4, 16 * 2
     assert {row.name: row.logical_bytes for row in found.rows} == dict.fromkeys(
-        ("cpu", "gloo", "gloo-ag", "memcpy"), 2 * rows * row_bytes
+        ("cpu", "gloo", "gloo-ag", "memcpy", "floor"), 2 * rows * row_bytes
     )
     packed, sums = row_bytes + 8 * 4, 4 * 16
     between = {row.name: row.bytes_between_ranks for row in found.rows}
-    assert between == {"cpu": rows * row_bytes, "gloo": rows * row_bytes, "gloo-ag": 2 * 3 * (packed + sums), "memcpy": 0}
+    assert between == {
+        "cpu": rows * row_bytes,
+        "gloo": rows * row_bytes,
+        "gloo-ag": 2 * 3 * (packed + sums),
+        "memcpy": 0,
+        "floor": 0,
+    }
+
+
+def test_a_limit_that_has_not_done_its_work_is_found() -> None:
+    workload = replace(SMALL, ranks=1)
+    problem = Problem(workload=workload, rank=0, inputs=inputs(workload, 0), expected=expected(workload, 0))
+    for name in ("memcpy", "floor"):
+        method = BY_NAME[name].make(problem)
+        for work, result in ((method.dispatch, method.received), (method.combine, method.sums)):
+            with pytest.raises(AssertionError):
+                result()
+            work()
+            result()
 
 
 class _Late(AllToAll):

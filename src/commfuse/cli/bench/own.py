@@ -1,8 +1,7 @@
-"""The operators under test, through their public functions, and the memory's own limit."""
+"""The operators under test, through their public functions."""
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ import torch.distributed as dist
 import commfuse
 
 from ... import groups
-from .method import Problem, Received, logical_bytes, routed_bytes_between_ranks
+from .method import Problem, Received, routed_bytes_between_ranks
 
 
 class Commfuse:
@@ -82,68 +81,3 @@ def _empty(shape: tuple[int, int], dtype: torch.dtype, in_window: bool) -> torch
     from ...windows import window_empty
 
     return window_empty(shape, dtype)
-
-
-class Memcpy:
-    """No exchange at all: copy, row by row, as many bytes as a rank must end up with. The same number of processes at once."""
-
-    def __init__(self, problem: Problem) -> None:
-        self._problem = problem
-        workload = problem.workload
-        num_rows, num_returned = len(problem.expected.rows), workload.num_tokens * workload.top_k
-        self._phases = (
-            _Rows(num_rows, workload.dispatch_row_bytes),
-            _Rows(num_returned, workload.combine_row_bytes),
-        )
-
-    def dispatch(self) -> None:
-        """See `Method`."""
-        self._phases[0].copy()
-
-    def combine(self) -> None:
-        """See `Method`."""
-        self._phases[1].copy()
-
-    def received(self) -> Received:
-        """Return the expected rows if the copy is one."""
-        self._phases[0].check(logical_bytes(self._problem) - self._phases[1].num_bytes)
-        return self._problem.expected.rows, self._problem.expected.scales
-
-    def sums(self) -> torch.Tensor:
-        """Return the expected sums if the copy is one."""
-        self._phases[1].check(self._phases[1].num_bytes)
-        return self._problem.expected.out
-
-    def moved_ns(self) -> int | None:
-        """All the time."""
-        return sum(phase.nanoseconds for phase in self._phases)
-
-    def bytes_between_ranks(self) -> int:
-        """See `Method`."""
-        return 0
-
-
-class _Rows:
-    """Rows, and where they are copied to."""
-
-    def __init__(self, num_rows: int, row_bytes: int) -> None:
-        self._num_rows, self._row_bytes = num_rows, row_bytes
-        self.num_bytes = num_rows * row_bytes
-        self._index = torch.arange(num_rows, dtype=torch.int32)
-        self._source = torch.randint(1, 127, (self.num_bytes,), dtype=torch.uint8)
-        self._copy = torch.zeros_like(self._source)
-        out, source, index = (tensor.data_ptr() for tensor in (self._copy, self._source, self._index))
-        self._arguments = out, row_bytes, source, self.num_bytes, row_bytes, index, num_rows, row_bytes
-        from ... import _core
-
-        self._copy_rows = _core.gather_rows
-        self.nanoseconds = 0
-
-    def copy(self) -> None:
-        begin = time.perf_counter_ns()
-        self._copy_rows(*self._arguments)
-        self.nanoseconds += time.perf_counter_ns() - begin
-
-    def check(self, num_bytes: int) -> None:
-        if num_bytes != self.num_bytes or not torch.equal(self._copy, self._source):
-            raise AssertionError("the copies that stand for the memory's limit are not complete")
