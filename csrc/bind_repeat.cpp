@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "arguments.h"
 #include "bind.h"
 #include "call_line.h"
 #include "repeat.h"
@@ -15,87 +16,6 @@ namespace commfuse {
 namespace {
 
 using Blanks = std::vector<std::pair<std::vector<int64_t>, nb::object>>;  // shape, and a tensor of the dtype
-
-// The arguments of one call, and whether another call has the same: tensors by form, everything else by value.
-class Arguments {
- public:
-  Arguments(const TensorType& type, const nb::dict& sample) : type_(type) {
-    for (const auto& [name, value] : sample) slots_.push_back(slot(name, value));
-  }
-
-  bool match(const nb::dict& args) {
-    PyObject *name = nullptr, *value = nullptr;
-    Py_ssize_t at = 0;
-    size_t i = 0;
-    for (; PyDict_Next(args.ptr(), &at, &name, &value); i++)
-      if (i >= slots_.size() || slots_[i].name.ptr() != name || !same(slots_[i], value)) return false;
-    return i == slots_.size();
-  }
-
-  // Where the tensor `name` of the call that was matched last begins.
-  const void* const* data(const char* name) const {
-    const Slot* found = find(name);
-    if (!found) fail("no tensor %s", name);
-    return &found->data;
-  }
-  // The same for a tensor that need not be given: null then.
-  const void* const* data_or_none(const char* name) const {
-    static const void* const none = nullptr;
-    const Slot* found = find(name);
-    return found ? &found->data : &none;
-  }
-  size_t ndim(const char* name) const {
-    const Slot* found = find(name);
-    return found ? found->form.shape.size() : 0;
-  }
-
- private:
-  struct Slot {
-    nb::object name, value;
-    bool is_tensor = false;
-    TensorForm form;
-    const void* data = nullptr;
-  };
-
-  const Slot* find(const char* name) const {
-    for (const Slot& one : slots_)
-      if (one.is_tensor && PyUnicode_CompareWithASCIIString(one.name.ptr(), name) == 0) return &one;
-    return nullptr;
-  }
-
-  Slot slot(nb::handle name, nb::handle value) const {
-    Slot result{nb::borrow(name), nb::borrow(value)};
-    nb::dlpack::dltensor seen;
-    if (type_.is(value)) {
-      if (!type_.look(value, &seen) || !is_dense(seen)) fail("a tensor that is not dense");
-      result.is_tensor = true;
-      result.form = {seen.dtype, {seen.shape, seen.shape + seen.ndim}};
-      result.data = static_cast<const uint8_t*>(seen.data) + seen.byte_offset;
-      result.value.reset();
-    } else if (!value.is_none() && !nb::isinstance<nb::str>(value) && !nb::isinstance<nb::int_>(value)) {
-      fail("an argument that could change");
-    }
-    return result;
-  }
-
-  bool same(Slot& slot, PyObject* value) const {
-    if (slot.is_tensor) {
-      nb::dlpack::dltensor seen;
-      if (!type_.is(value) || !type_.look(value, &seen) || !has_form(seen, slot.form) || !is_dense(seen)) return false;
-      slot.data = static_cast<const uint8_t*>(seen.data) + seen.byte_offset;
-      return true;
-    }
-    PyObject* const mine = slot.value.ptr();
-    if (mine == value) return true;
-    if (Py_TYPE(mine) != Py_TYPE(value)) return false;
-    const int equal = PyObject_RichCompareBool(mine, value, Py_EQ);
-    if (equal < 0) PyErr_Clear();
-    return equal == 1;
-  }
-
-  const TensorType& type_;
-  std::vector<Slot> slots_;
-};
 
 // Three int64 of the caller's, in an object with a buffer: calls, of them errors, nanoseconds in all.
 class Tally {

@@ -31,22 +31,22 @@ class Repeats:
     def __init__(self, group: Group) -> None:
         self.process_group, self.groups = group.process_group, c10d._world.pg_map
         self.changes = config.changes
-        self.known: dict[Form, Repeat] = {}  # the latest comes last
+        self.known: list[Repeat] = []  # one of each form; the latest comes first
         self._times: dict[Form, int] = {}
 
     def learn(self, backend: Backend, call: Call, args: Args, bind: Callable[[Args], Call]) -> None:
         """Take note of a call that has given a result on the long way."""
-        if self.changes != config.changes or any(not known.is_current for known in self.known.values()):
+        if self.changes != config.changes or any(not known.is_current for known in self.known):
             self.forget()
-        if call.form in self.known or config.get("log") != "off":  # it was out of the ordinary; its end is to be told
+        if (
+            any(known.form is call.form for known in self.known) or config.get("log") != "off"
+        ):  # it was out of the ordinary; its end is to be told
             return
         if len(self._times) >= _COUNT:
             self._times.clear()
         times = self._times[call.form] = self._times.get(call.form, 0) + 1
         if times % 4 == 2 and (made := backend.repeat(call, args, bind)) is not None:
-            self.known[call.form] = made
-            if len(self.known) > _KEEP:
-                del self.known[next(iter(self.known))]
+            self.known = [made, *self.known[: _KEEP - 1]]
 
     def forget(self) -> None:
         """Begin anew."""
@@ -70,11 +70,12 @@ def run(operator: str, group: object, args: Args) -> tuple[torch.Tensor | None, 
         or torch.autograd._profiler_enabled()  # it is to see the phases
     ):
         return None
-    for form, known in reversed(before.known.items()):
+    for known in before.known:
         outputs = known.run(args)
         if outputs is not None:
-            if form is not next(reversed(before.known)):
-                before.known[form] = before.known.pop(form)  # layers call in turn, so what served last is tried first
+            if known is not before.known[0]:  # layers call in turn, so what served last is tried first
+                before.known.remove(known)
+                before.known.insert(0, known)
             return outputs
     return None
 

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import torch
 
-from ..call import Call
+from ..call import Call, Form
 from ..groups import Group
 
 Outputs = tuple[torch.Tensor | None, ...]
@@ -15,6 +15,8 @@ Outputs = tuple[torch.Tensor | None, ...]
 
 class Repeat(Protocol):
     """A short way for the calls of one form in one group."""
+
+    form: Form
 
     @property
     def is_current(self) -> bool:

@@ -31,7 +31,7 @@ def at_step(operator: str, name: str, act: Callable[[], object]) -> None:
         if step == name:
             act()
 
-    for known in repeats.of(groups.resolve(world()), operator).known.values():
+    for known in repeats.of(groups.resolve(world()), operator).known:
         known._core.at_step = at  # type: ignore[attr-defined]
 
 

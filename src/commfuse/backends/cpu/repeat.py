@@ -36,7 +36,7 @@ class Repeat:
     _core: Any
 
     def __init__(self, call: Call, domain: Domain, bind: Callable[[Args], Call]) -> None:
-        self._name, self._bind = call.operator.name, bind
+        self.form, self._name, self._bind = call.form, call.operator.name, bind
         self._domain, self._session = domain, domain.whole
 
     @classmethod
