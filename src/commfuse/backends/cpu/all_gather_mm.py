@@ -15,6 +15,7 @@ from ...operators.all_gather_mm import steps
 from ...operators.products import product
 from ..base import Outputs
 from . import views
+from .outputs import outputs, scratch
 from .publication import Publication, staged_bytes
 from .session import Session
 
@@ -33,7 +34,7 @@ def all_gather_base_mm(call: Call, session: Session, waited_us: list[float]) -> 
         publication.staging.copy_in(SCALES, scale)
     publication.publish()
     publication.meet(waited_us)
-    made = call.outputs()
+    made = outputs(call, session)
     if _pays_in_place(call):
         _multiply_in_place(call, session, made["output"])
         publication.close()
@@ -50,7 +51,7 @@ def mm_reduce_scatter_base(call: Call, session: Session, waited_us: list[float])
     publication = Publication(call, session, (math.prod(shape) * 4,))
     steps.scaled_product(call, call["input"], call["x1_scale"], publication.staging.view(TERMS, shape, torch.float32))
     publication.publish()
-    output = call.outputs()["output"]
+    output = outputs(call, session)["output"]
     publication.meet(waited_us)
     output.copy_(_sum_of_share(session, shape))
     publication.close()
@@ -60,7 +61,7 @@ def mm_reduce_scatter_base(call: Call, session: Session, waited_us: list[float])
 def mm_all_reduce_base(call: Call, session: Session, waited_us: list[float]) -> Outputs:
     """Carry out npu_mm_all_reduce_base: as reduce-scatter; then the rounded sums are published, and every rank copies all of them."""
     shape = call["rows"], call["n"]
-    output = call.outputs()["output"]
+    output = outputs(call, session)["output"]
     parts = output.view(shape).tensor_split(len(session.members.members))
     mine = parts[session.members.index]
     publication = Publication(call, session, (math.prod(shape) * 4, mine.numel() * mine.element_size()))
@@ -100,7 +101,7 @@ def _multiply_in_place(call: Call, session: Session, output: torch.Tensor) -> No
 def _gather(call: Call, session: Session, gather_out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Return all ranks' rows, in ``gather_out`` if they are asked for, and their scales."""
     world_size, m, k = call["world_size"], call["m"], call["k"]
-    gathered = gather_out if call["gather_output"] else gather_out.new_empty((m * world_size, k))
+    gathered = gather_out if call["gather_output"] else scratch(session, (m * world_size, k), gather_out.dtype)
     views.pull(session, SHARDS, gathered.view(world_size, m, k).unbind())
     if call["x1_scale"] is None:
         return gathered, None

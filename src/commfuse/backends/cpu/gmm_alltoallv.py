@@ -14,6 +14,7 @@ from ...operators import orders
 from ...operators.gmm_alltoallv import steps
 from ..base import Outputs
 from . import views
+from .outputs import outputs, scratch
 from .publication import Publication, staged_bytes
 from .session import Session
 
@@ -29,7 +30,7 @@ def gmm_alltoallv(call: Call, session: Session, waited_us: list[float]) -> Outpu
     steps.grouped_product(call, call["gmm_x"], mine[0].sum(0), publication.staging.view(ROWS, shape, dtype))
     publication.staging.copy_in(COUNTS, torch.from_numpy(mine))
     publication.publish()
-    made = call.outputs()
+    made = outputs(call, session)
     shared = steps.shared_product(call, made.get("mm_y"))
     everyone = _meet(publication, mine, call["N1"] * dtype.itemsize, waited_us)
     views.pull_blocks(session, ROWS, made["y"], by_source(everyone[:, 0], session.members.index))
@@ -44,11 +45,11 @@ def alltoallv_gmm(call: Call, session: Session, waited_us: list[float]) -> Outpu
     publication.staging.copy_in(COUNTS, torch.from_numpy(mine))
     publication.put(ROWS, rows)
     publication.publish()
-    made = call.outputs()
+    made = outputs(call, session)
     shared = steps.shared_product(call, made.get("mm_y"))
     everyone = _meet(publication, mine, call["H1"] * rows.element_size(), waited_us)
     permute_out = made.get("permute_out")
-    came = rows.new_empty(call["BSK"], call["H1"]) if permute_out is None else permute_out
+    came = scratch(session, (call["BSK"], call["H1"]), rows.dtype) if permute_out is None else permute_out
     views.pull_blocks(session, ROWS, came, by_expert(everyone[:, 0], session.members.index))
     publication.close()
     steps.grouped_product(call, came, mine[1].sum(0), made["gmm_y"])
