@@ -106,7 +106,7 @@ PLACES: dict[str, tuple[Place, ...]] = {
         _in("inside-pull", "views:pull_blocks"),
         _in("inside-second-pull", "views:pull_blocks", nth=2),
     ),
-    "gather": (*_EVERYWHERE, _MET, _in("before-rows", "publication:Publication.put"), _in("inside-pull", "views:pull")),
+    "gather": (*_EVERYWHERE, _MET, _in("before-rows", "publication:Publication.put"), _in("inside-pull", "views:pull_all")),
     "reduce": (
         *_EVERYWHERE,
         _MET,

@@ -23,7 +23,7 @@ from .matmul import CASES, call, everyones_args, expected, is_right, same
 READERS = {  # what of `views` reads the rows that rank 0 has published
     "npu_gmm_alltoallv": "pull_blocks",
     "npu_alltoallv_gmm": "pull_blocks",
-    "npu_all_gather_base_mm": "pull",
+    "npu_all_gather_base_mm": "pull_all",
     "npu_mm_reduce_scatter_base": "tensors",
     "npu_mm_all_reduce_base": "pull",
 }

@@ -229,6 +229,36 @@ def test_blocks_of_the_worked_example() -> None:
     assert gmm_alltoallv.by_expert(sent, 1) == [[(3, 0, 1), (4, 3, 1)], [(1, 1, 2)]]
 
 
+def test_blocks_are_where_a_loop_over_all_rows_finds_them() -> None:
+    from commfuse.backends.cpu import gmm_alltoallv
+
+    random = np.random.default_rng(0)
+    for members, experts in ((1, 3), (3, 2), (4, 5)):
+        sent = random.integers(0, 3, (members, members, experts))
+        for me in range(members):
+            by_peer = [[(to, e) for to in range(members) for e in range(experts) for _ in range(rows[to, e])] for rows in sent]
+            by_expert = [sorted(rows, key=lambda row: row[1]) for rows in by_peer]
+            mine = sorted((e, source) for source in range(members) for to, e in by_peer[source] if to == me)
+            for source in range(members):
+                found = gmm_alltoallv.by_expert(sent, me)[source]
+                assert all(
+                    by_peer[source][i + there] == (me, mine[i + here][0]) for there, here, rows in found for i in range(rows)
+                )
+                assert [i for _, here, rows in found for i in range(here, here + rows)] == [
+                    i for i, (_, came_from) in enumerate(mine) if came_from == source
+                ]
+            taken = [
+                row
+                for source, rows in enumerate(gmm_alltoallv.by_source(sent, me))
+                for row in taken_rows(by_expert[source], rows)
+            ]
+            assert taken == [row for rows in by_expert for row in rows if row[0] == me]
+
+
+def taken_rows(rows: list[Any], blocks: list[tuple[int, int, int]]) -> list[Any]:
+    return [rows[there + i] for there, _, count in blocks for i in range(count)]
+
+
 def test_views_show_the_memory_itself_and_only_of_the_right_size() -> None:
     from commfuse import _core
     from commfuse.backends.cpu import views
@@ -244,3 +274,18 @@ def test_views_show_the_memory_itself_and_only_of_the_right_size() -> None:
         views.tensor(session, 0, 0, (5,), torch.float32)
     with pytest.raises(_core.CoreError, match="expected 48"):
         views.pull(session, 0, [torch.empty(12)])
+
+
+def test_rows_of_all_members_one_after_the_other() -> None:
+    from commfuse import _core
+    from commfuse.backends.cpu import views
+
+    memory = [(ctypes.c_float * 2)(10 * member, 10 * member + 1) for member in range(3)]
+    sources = _core.Sources(3)
+    for member, floats in enumerate(memory):
+        sources.set(member, ctypes.addressof(floats), 8)
+    group = SimpleNamespace(members=range(3))
+    session = cast(Any, SimpleNamespace(channel=SimpleNamespace(sources=lambda segment: sources), large_copy=0, members=group))
+    assert views.pull_all(session, 0, torch.empty(3, 2)).tolist() == [[0, 1], [10, 11], [20, 21]]
+    with pytest.raises(_core.CoreError, match="member 0 published 8 bytes as segment 0, expected 12"):
+        views.pull_all(session, 0, torch.empty(9))

@@ -33,7 +33,7 @@ def all_gather_base_mm(call: Call, session: Session, waited_us: list[float]) -> 
     if scale is not None:
         publication.staging.copy_in(SCALES, scale)
     publication.publish()
-    publication.meet(waited_us)
+    publication.meet()
     made = outputs(call, session)
     if _pays_in_place(call):
         _multiply_in_place(call, session, made["output"])
@@ -52,7 +52,7 @@ def mm_reduce_scatter_base(call: Call, session: Session, waited_us: list[float])
     steps.scaled_product(call, call["input"], call["x1_scale"], publication.staging.view(TERMS, shape, torch.float32))
     publication.publish()
     output = outputs(call, session)["output"]
-    publication.meet(waited_us)
+    publication.meet()
     output.copy_(_sum_of_share(session, shape))
     publication.close()
     return (output,)
@@ -67,9 +67,9 @@ def mm_all_reduce_base(call: Call, session: Session, waited_us: list[float]) -> 
     publication = Publication(call, session, (math.prod(shape) * 4, mine.numel() * mine.element_size()))
     steps.reduced_term(call, publication.staging.view(TERMS, shape, torch.float32))
     publication.publish()
-    publication.meet(waited_us)
+    publication.meet()
     publication.staging.view(SUMS, tuple(mine.shape), mine.dtype).copy_(_sum_of_share(session, shape))
-    publication.publish_again(waited_us)
+    publication.publish_again()
     views.pull(session, SUMS, parts)
     publication.close()
     return (output,)
@@ -102,12 +102,10 @@ def _gather(call: Call, session: Session, gather_out: torch.Tensor) -> tuple[tor
     """Return all ranks' rows, in ``gather_out`` if they are asked for, and their scales."""
     world_size, m, k = call["world_size"], call["m"], call["k"]
     gathered = gather_out if call["gather_output"] else scratch(session, (m * world_size, k), gather_out.dtype)
-    views.pull(session, SHARDS, gathered.view(world_size, m, k).unbind())
+    views.pull_all(session, SHARDS, gathered)
     if call["x1_scale"] is None:
         return gathered, None
-    scales = torch.empty(world_size, m, 1)
-    views.pull(session, SCALES, scales.unbind())
-    return gathered, scales.flatten(0, 1)
+    return gathered, views.pull_all(session, SCALES, torch.empty(m * world_size, 1))
 
 
 @phase("sum")

@@ -32,7 +32,7 @@ def gmm_alltoallv(call: Call, session: Session, waited_us: list[float]) -> Outpu
     publication.publish()
     made = outputs(call, session)
     shared = steps.shared_product(call, made.get("mm_y"))
-    everyone = _meet(publication, mine, call["N1"] * dtype.itemsize, waited_us)
+    everyone = _meet(publication, mine, call["N1"] * dtype.itemsize)
     views.pull_blocks(session, ROWS, made["y"], by_source(everyone[:, 0], session.members.index))
     publication.close()
     return (made["y"], shared)
@@ -47,7 +47,7 @@ def alltoallv_gmm(call: Call, session: Session, waited_us: list[float]) -> Outpu
     publication.publish()
     made = outputs(call, session)
     shared = steps.shared_product(call, made.get("mm_y"))
-    everyone = _meet(publication, mine, call["H1"] * rows.element_size(), waited_us)
+    everyone = _meet(publication, mine, call["H1"] * rows.element_size())
     permute_out = made.get("permute_out")
     came = scratch(session, (call["BSK"], call["H1"]), rows.dtype) if permute_out is None else permute_out
     views.pull_blocks(session, ROWS, came, by_expert(everyone[:, 0], session.members.index))
@@ -56,15 +56,15 @@ def alltoallv_gmm(call: Call, session: Session, waited_us: list[float]) -> Outpu
     return (made["gmm_y"], shared, permute_out)
 
 
-def _meet(publication: Publication, mine: orders.Ints, row_bytes: int, waited_us: list[float]) -> orders.Ints:
+def _meet(publication: Publication, mine: orders.Ints, row_bytes: int) -> orders.Ints:
     """Return all ranks' counts, [rank, send or receive, peer, expert], once they match and every rank has published its rows.
 
     Raises ArgumentError on every rank where they do not match; the publication is closed then.
     """
-    publication.meet(waited_us)
+    publication.meet()
     session = publication.session
-    parts = views.tensors(session, COUNTS, mine.shape, torch.int64)
-    everyone: orders.Ints = torch.stack(parts).numpy()
+    everyone = np.empty((len(session.members.members), *mine.shape), np.int64)
+    views.pull_all(session, COUNTS, torch.from_numpy(everyone))
     try:
         steps.check_counts(publication.call, session.members, everyone)
     except Exception:
@@ -84,9 +84,17 @@ def by_source(sent: orders.Ints, me: int) -> Blocks:
     1 for rank 1, then 2 and 1: rank 1 takes row 1 to its place 0, and row 4 to 1. Source 1 holds 0 and 2, then 1 and 0: rank 1 takes
     rows 0 and 1 to its places 2 and 3. Result: ``[[(1, 0, 1), (4, 1, 1)], [(0, 2, 2)]]``.
     """
-    lie = sent.swapaxes(1, 2)
-    sizes = sent[:, me]
-    return _blocks(_begins(lie)[:, :, me], _begins(sizes[None])[0], sizes)
+    lower, of_expert, sizes = sent[:, :me].sum(1).tolist(), sent.sum(1).tolist(), sent[:, me].tolist()
+    blocks, here = Blocks(), 0
+    for before, totals, counts in zip(lower, of_expert, sizes, strict=True):
+        blocks.append([])
+        begin = 0
+        for less, total, count in zip(before, totals, counts, strict=True):
+            if count:
+                blocks[-1].append((begin + less, here, count))
+            begin += total
+            here += count
+    return blocks
 
 
 def by_expert(sent: orders.Ints, me: int) -> Blocks:
@@ -95,17 +103,13 @@ def by_expert(sent: orders.Ints, me: int) -> Blocks:
     ``sent``: [source, peer, expert] rows; each source has its rows by (peer, expert). With the numbers above, source 0 holds rank 1's
     rows as 3 and 4, source 1 as 1 and 2: ``[[(3, 0, 1), (4, 3, 1)], [(1, 1, 2)]]``.
     """
-    sizes = sent[:, me]
-    return _blocks(_begins(sent)[:, me], _begins(sizes.T[None])[0].T, sizes)
-
-
-def _begins(sizes: orders.Ints) -> orders.Ints:
-    """Where each block begins, when those of ``sizes[i]`` lie one after the other in row-major order; the same shape."""
-    flat = sizes.reshape(len(sizes), -1)
-    return (np.cumsum(flat, axis=1) - flat).reshape(sizes.shape)
-
-
-def _blocks(there: orders.Ints, here: orders.Ints, sizes: orders.Ints) -> Blocks:
-    """The blocks of each source that are not empty, from what all three say by [source, expert]."""
-    lists = (there.tolist(), here.tolist(), sizes.tolist())
-    return [[block for block in zip(*of_source, strict=True) if block[2]] for of_source in zip(*lists, strict=True)]
+    begins, sizes = sent[:, :me].sum((1, 2)).tolist(), sent[:, me].T.tolist()
+    blocks: Blocks = [[] for _ in begins]
+    here = 0
+    for of_expert in sizes:
+        for source, count in enumerate(of_expert):
+            if count:
+                blocks[source].append((begins[source], here, count))
+            begins[source] += count
+            here += count
+    return blocks

@@ -47,14 +47,14 @@ class Publication:
         """Show the segments to the peers."""
         self.session.channel.publish(self.sequence, self.offer)
 
-    def meet(self, waited_us: list[float]) -> None:
+    def meet(self) -> None:
         """Wait until the peers have published theirs.
 
         Raises:
             CommfuseError: see `Session.meet`; what was staged is given back then.
         """
         try:
-            error = self.session.meet(self.call, self.sequence, self.offer, waited_us)
+            error = self.session.meet(self.call, self.sequence, self.offer)
         except CommfuseError:  # the group is given up, or begins anew: there is nothing left to end
             self.staging.release(self.sequence)
             raise
@@ -62,13 +62,13 @@ class Publication:
             self.close()
             raise error
 
-    def publish_again(self, waited_us: list[float]) -> None:
+    def publish_again(self) -> None:
         """End the first reading, show the segments as they are now, and wait for the peers to do so. Raises as `meet` does."""
         self.session.end(self.sequence)
         self.sequence, self.offer = self.session.begin(self.call), self.session.offer(self.call)
         self.staging.fill(self.offer)
         self.publish()
-        self.meet(waited_us)
+        self.meet()
 
     def close(self) -> None:
         """Say that this rank has read all it needs, and take back what the peers have read: at least what earlier calls lent them."""
@@ -87,4 +87,4 @@ def _lendable(session: Session, rows: torch.Tensor) -> Slab | None:
 
 
 def _num_bytes(rows: torch.Tensor) -> int:
-    return rows.numel() * rows.element_size()
+    return rows.nbytes

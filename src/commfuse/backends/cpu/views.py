@@ -24,7 +24,7 @@ def tensor(session: Session, segment: int, member: int, shape: tuple[int, ...], 
         CoreError: it is not of this size.
     """
     num_bytes = math.prod(shape) * dtype.itemsize
-    address = _address(session, segment, member, num_bytes)
+    address = _address(session.channel.sources(segment), segment, member, num_bytes)
     if not num_bytes:
         return torch.empty(shape, dtype=dtype)
     memory = (ctypes.c_ubyte * num_bytes).from_address(address)
@@ -43,10 +43,24 @@ def pull(session: Session, segment: int, parts: Sequence[torch.Tensor]) -> None:
     Raises:
         CoreError: a member's segment is not of the size of its part.
     """
-    sizes = [part.numel() * part.element_size() for part in parts]
-    past_cache = past_cache_from(session, sum(sizes))
+    sizes = [part.nbytes for part in parts]
+    sources, past_cache = session.channel.sources(segment), past_cache_from(session, sum(sizes))
     for member, (part, size) in enumerate(zip(parts, sizes, strict=True)):
-        _core.copy(part.data_ptr(), _address(session, segment, member, size), size, past_cache)
+        _core.copy(part.data_ptr(), _address(sources, segment, member, size), size, past_cache)
+
+
+@phase("pull")
+def pull_all(session: Session, segment: int, out: torch.Tensor) -> torch.Tensor:
+    """Copy what the members have published as ``segment`` to ``out``, which has no gaps, one after the other; return it.
+
+    Raises:
+        CoreError: a member's segment is not of the size of its share, the same for all of them.
+    """
+    num_members, num_bytes, begin = len(session.members.members), out.nbytes, out.data_ptr()
+    sources, past_cache, share = session.channel.sources(segment), past_cache_from(session, num_bytes), num_bytes // num_members
+    for member in range(num_members):
+        _core.copy(begin + member * share, _address(sources, segment, member, share), share, past_cache)
+    return out
 
 
 @phase("pull")
@@ -66,7 +80,7 @@ def pull_blocks(session: Session, segment: int, out: torch.Tensor, blocks: Seque
 
 def check_size(session: Session, segment: int, member: int, num_bytes: int) -> None:
     """Raise CoreError unless ``member`` has published ``num_bytes`` as ``segment``."""
-    _address(session, segment, member, num_bytes)
+    _address(session.channel.sources(segment), segment, member, num_bytes)
 
 
 def past_cache_from(session: Session, num_bytes: int) -> int:
@@ -74,8 +88,7 @@ def past_cache_from(session: Session, num_bytes: int) -> int:
     return 1 if 0 < session.large_copy <= num_bytes else 0
 
 
-def _address(session: Session, segment: int, member: int, num_bytes: int) -> int:
-    sources = session.channel.sources(segment)
+def _address(sources: _core.Sources, segment: int, member: int, num_bytes: int) -> int:
     if sources.num_bytes(member) != num_bytes:
         raise _core.CoreError(
             f"member {member} published {sources.num_bytes(member)} bytes as segment {segment}, expected {num_bytes}"
