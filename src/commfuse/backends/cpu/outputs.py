@@ -44,14 +44,14 @@ def _in_window(session: Session, shape: tuple[int, ...], dtype: torch.dtype) -> 
     num_bytes = _LINE + math.prod(shape) * dtype.itemsize
     slabs = session.slabs
     try:
-        slab = slabs.take(num_bytes)
+        slab = slabs.core.take(num_bytes)
     except _core.CoreMemoryError:
         return None
     try:
         held = slabs.arena.allocated_bytes() + max(num_bytes - slab.used, 0)
         if held > min(slabs.arena.limit_bytes // 2, KEPT):
             raise _core.CoreMemoryError("there may be calls that cannot do without the rest")
-        slabs.populate(slab, num_bytes)
+        slabs.core.populate(slab, num_bytes)
     except _core.CoreMemoryError:
         slabs.give(slab)
         return None
