@@ -186,6 +186,10 @@ void Arena::punch(uint64_t offset, uint64_t num_bytes) {
     fail("giving back %.1f MiB of a window: %s", double(last - first) / kMiB, std::strerror(errno));
 }
 
+void Arena::show_to_children(uint64_t offset, uint64_t num_bytes) const {
+  if (madvise(at(offset, num_bytes), num_bytes, MADV_DOFORK) != 0) fail("showing a window to children: %s", std::strerror(errno));
+}
+
 uint64_t Arena::allocated_bytes() const {
   check_process();
   struct stat status;

@@ -69,6 +69,8 @@ class Arena : public Mapping {
   void populate(uint64_t offset, uint64_t num_bytes);
   // Gives the whole pages of a range back to the system; they read as zeros afterwards.
   void punch(uint64_t offset, uint64_t num_bytes);
+  // Lets children that are forked from now on see a range, too: they share it with this process. The rest is not mapped in them.
+  void show_to_children(uint64_t offset, uint64_t num_bytes) const;
   uint64_t allocated_bytes() const;
   // Bytes of a range that hold pages, whoever touched them.
   uint64_t allocated_bytes(uint64_t offset, uint64_t num_bytes) const;

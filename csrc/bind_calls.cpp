@@ -35,6 +35,7 @@ void bind_calls(nb::module_& module) {
       .def("take", &WindowSlabs::take, "num_bytes"_a, nb::rv_policy::reference_internal)
       .def("populate", &make_ready, "slab"_a, "num_bytes"_a)
       .def("give", &WindowSlabs::give, "slab"_a)
+      .def("empty_free", &WindowSlabs::empty_free)
       .def("at", &WindowSlabs::at, "address"_a, nb::rv_policy::reference_internal)
       .def("lend", [](WindowSlabs& self, Slab& slab, std::vector<int64_t> shape, nb::handle sample) {
         return self.lend(slab, form_of(self.type(), std::move(shape), sample));

@@ -88,8 +88,8 @@ class Repeated {
       calls.forget();
       return leave(nb::none());
     }
-    has_published(given);
     if ((status & 0xff) == static_cast<int>(Status::interrupted)) throw nb::python_error();
+    has_published(given);
     return status ? nb::int_(status) : finish();
   }
 
@@ -97,7 +97,7 @@ class Repeated {
   virtual nb::object finish() = 0;
 
   // Ends a call that has stopped or thrown.
-  void give_up(bool has_failed) {
+  virtual void give_up(bool has_failed) {
     if (has_failed) tally_.count(now_ns() - begin_, true);
     leave(nb::none());
   }
@@ -182,7 +182,11 @@ class Dispatch : public Repeated {
   }
 
   nb::object finish() override {
-    const int64_t num_rows = steps.count(sequence, offer);
+    int64_t num_rows = 0;
+    {
+      const nb::gil_scoped_release no_gil;
+      num_rows = steps.count(sequence, offer);
+    }
     if (num_rows < 0) return nb::int_(int(kDiffers));
     calls.take_back();  // who is here has read what earlier calls lent: its memory may serve this one
     step("pull");
@@ -225,15 +229,15 @@ class Dispatch : public Repeated {
     const TensorForm& all = blanks[0];
     const uint64_t row_bytes = all.num_bytes() / static_cast<uint64_t>(all.shape[0]);
     Slab& slab = calls.slabs().take(all.num_bytes());
+    *data = pointer<void>(slab.address);
     try {
       make_ready(calls.slabs(), slab, std::min(static_cast<uint64_t>(num_rows) * row_bytes, all.num_bytes()));
+      if (nb::cast<bool>(inference_mode_())) return lend_normal_(nb::cast(&slab, nb::rv_policy::reference));
+      return calls.slabs().lend(slab, all);
     } catch (...) {
-      calls.slabs().give(slab);
+      if (!calls.slabs().at(slab.address)) calls.slabs().give(slab);  // otherwise it comes back with its tensor
       throw;
     }
-    *data = pointer<void>(slab.address);
-    const bool in_inference = nb::cast<bool>(inference_mode_());
-    return in_inference ? lend_normal_(nb::cast(&slab, nb::rv_policy::reference)) : calls.slabs().lend(slab, all);
   }
 
   RepeatedDispatch steps;
@@ -277,6 +281,11 @@ class Combine : public Repeated {
     }
     if (outcome.status == Status::interrupted) throw nb::python_error();
     return differs || outcome.status != Status::ok ? nb::int_(int(kUnheard)) : close();
+  }
+
+  void give_up(bool has_failed) override {
+    sums.reset();
+    Repeated::give_up(has_failed);
   }
 
   // The end, once all are known to be content.

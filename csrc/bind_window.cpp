@@ -64,6 +64,7 @@ void bind_window(nb::module_& module) {
       .def("grow", &Arena::grow, "num_bytes"_a)
       .def("populate", &Arena::populate, "offset"_a, "num_bytes"_a, nb::call_guard<nb::gil_scoped_release>())
       .def("punch", &Arena::punch, "offset"_a, "num_bytes"_a, nb::call_guard<nb::gil_scoped_release>())
+      .def("show_to_children", &Arena::show_to_children, "offset"_a, "num_bytes"_a)
       .def("allocated_bytes", nb::overload_cast<>(&Arena::allocated_bytes, nb::const_))
       .def("allocated_bytes", nb::overload_cast<uint64_t, uint64_t>(&Arena::allocated_bytes, nb::const_), "offset"_a,
            "num_bytes"_a)

@@ -11,6 +11,14 @@ Calls::Calls(std::shared_ptr<Channel> channel, std::shared_ptr<Turnstile> turns,
     : channel_(std::move(channel)), turns_(std::move(turns)), slabs_(std::move(slabs)), depth_(depth),
       present_(std::make_shared<const std::vector<int>>(channel_->active())) {}
 
+Calls::~Calls() {
+  if (!turns_->here()) return;
+  try {
+    retire_stages();
+  } catch (const std::exception&) {  // the slabs are lost, no more
+  }
+}
+
 uint64_t Calls::begin() {
   turns_->calls++;
   open_.push_back(++newest_);

@@ -36,6 +36,9 @@ class Calls {
  public:
   // `depth`: of the ring of headers.
   Calls(std::shared_ptr<Channel> channel, std::shared_ptr<Turnstile> turns, std::shared_ptr<Slabs> slabs, uint64_t depth);
+  ~Calls();
+  Calls(const Calls&) = delete;
+  Calls& operator=(const Calls&) = delete;
 
   uint64_t newest() const { return newest_; }
   // The call whose header the next one will overwrite: every rank must have consumed it. 0: none.

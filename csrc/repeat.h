@@ -1,4 +1,4 @@
-// Calls of known sizes: the steps before and after a wait, each in one go. What they publish and read is the same as where
+// Calls of known sizes: the steps before and after a wait, each in one go. What others read of it is the same as where
 // a caller takes the steps one by one (see _core.pyi), so ranks of one call may do either.
 #pragma once
 #include <cstdint>

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "error.h"
+
 namespace commfuse {
 
 namespace {
@@ -48,6 +50,7 @@ Slab& Slabs::take(uint64_t num_bytes) {
   arena_->check_process();
   if (num_bytes > arena_->max_bytes()) arena_->grow(num_bytes);  // throws
   tidy();
+  tell();
   const uint64_t size = size_class(num_bytes);
   std::vector<Slab*>& free = free_[size];
   if (!free.empty()) {
@@ -65,9 +68,15 @@ Slab& Slabs::take_ready(uint64_t num_bytes) {
   Slab& slab = take(num_bytes);
   try {
     populate(slab, num_bytes);
-  } catch (...) {
-    give(slab);
-    throw;
+  } catch (const OutOfMemory&) {
+    const bool has_more = empty_free();  // not this one, which is not free
+    try {
+      if (!has_more) throw;
+      populate(slab, num_bytes);
+    } catch (...) {
+      give(slab);
+      throw;
+    }
   }
   return slab;
 }
@@ -87,6 +96,19 @@ void Slabs::give(Slab& slab) {
   if (slab.num_bytes - slab.used >= kTail) punch_tail(slab);
 }
 
+bool Slabs::empty_free() {
+  tidy();
+  bool has_any = false;
+  for (auto& [size, slabs] : free_)
+    for (Slab* slab : slabs) {
+      if (slab->used == 0) continue;
+      arena_->punch(slab->offset, slab->num_bytes);
+      slab->used = 0;
+      has_any = true;
+    }
+  return has_any;
+}
+
 Slab* Slabs::at(uint64_t address) const {
   const auto found = held_.find(address);
   return found == held_.end() ? nullptr : found->second;
@@ -96,6 +118,7 @@ void Slabs::tidy() {
   if (returned)
     for (const uint64_t address : returned()) {
       const auto found = held_.find(address);
+      if (found == held_.end()) continue;  // it was let go
       Slab* const slab = found->second;
       held_.erase(found);
       give(*slab);
@@ -111,7 +134,13 @@ void Slabs::punch_tail(Slab& slab) {
   if (filled >= kTail) arena_->punch(first, tail);
   if (filled < kLargeTail || has_told_) return;
   has_told_ = true;
-  on_large_tail_(filled, slab.used);
+  tail_filled_ = filled;
+  tail_used_ = slab.used;
+}
+
+// At a moment when nothing is lost if it is answered by an exception.
+void Slabs::tell() {
+  if (tail_filled_) on_large_tail_(std::exchange(tail_filled_, 0), tail_used_);
 }
 
 }  // namespace commfuse

@@ -50,9 +50,12 @@ class Slabs {
   void populate(Slab& slab, uint64_t num_bytes);
   // Takes it back; it is handed out again when its readers are done.
   void give(Slab& slab);
+  // Gives the memory of all free slabs back to the system; false when they have none.
+  bool empty_free();
 
   // A slab that lies under somebody's memory, from `hold` until its address is in what `returned` tells.
   void hold(Slab& slab) { held_[slab.address] = &slab; }
+  void let_go(Slab& slab) { held_.erase(slab.address); }  // its memory is nobody's yet
   Slab* at(uint64_t address) const;
   std::function<std::vector<uint64_t>()> returned;
 
@@ -61,9 +64,11 @@ class Slabs {
  private:
   void tidy();
   void punch_tail(Slab& slab);
+  void tell();
   std::shared_ptr<Arena> arena_;
   Tell on_large_tail_;
   uint64_t end_;
+  uint64_t tail_filled_ = 0, tail_used_ = 0;  // to be told
   bool has_told_ = false;
   std::deque<Slab> all_;
   std::map<uint64_t, std::vector<Slab*>> free_;  // by size

@@ -3,6 +3,7 @@
 #include <memory>
 #include <utility>
 
+#include "error.h"
 #include "slabs.h"
 #include "tensors.h"
 
@@ -18,9 +19,13 @@ class WindowSlabs : public Slabs {
   const TensorType& type() const { return type_; }
   // A tensor over `slab`, which comes back when the last alias of the tensor is gone.
   nanobind::object lend(Slab& slab, const TensorForm& form) {
-    nanobind::object tensor = type_.lend(form, slab.address, arena(), gone_);
     hold(slab);
-    return tensor;
+    try {
+      return type_.lend(form, slab.address, arena(), gone_);
+    } catch (...) {
+      let_go(slab);
+      throw;
+    }
   }
 
  private:
@@ -31,7 +36,13 @@ class WindowSlabs : public Slabs {
 // Makes the first num_bytes of `slab` ready; other threads of the interpreter go on meanwhile, if there is anything to do.
 inline void make_ready(WindowSlabs& slabs, Slab& slab, uint64_t num_bytes) {
   if (num_bytes <= slab.used) return;
-  const nanobind::gil_scoped_release no_gil;
+  try {
+    const nanobind::gil_scoped_release no_gil;
+    slabs.populate(slab, num_bytes);
+    return;
+  } catch (const OutOfMemory&) {
+    if (!slabs.empty_free()) throw;
+  }
   slabs.populate(slab, num_bytes);
 }
 

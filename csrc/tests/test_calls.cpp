@@ -83,6 +83,10 @@ void test_reuse() {
   CHECK(&slabs.take(100) != &first);
   gone = {first.address};
   CHECK(&slabs.take(100) == &first && slabs.at(first.address) == nullptr);
+  slabs.hold(first);
+  slabs.let_go(first);  // it never got to be anybody's, but its address is told
+  gone = {first.address};
+  CHECK(&slabs.take(100) != &first);
 }
 
 // A reading of an older epoch ends when every member that took part has finished, whoever takes part now.
@@ -109,6 +113,16 @@ void test_memory() {
   CHECK_THROWS(slabs.take_ready(kMiB), "its limit is");
   arena->set_limit(~uint64_t(0));
   CHECK(slabs.take(kMiB).used == 0);  // given back, although it could not be made ready
+  // What is free makes room for what is needed.
+  Slab& needless = slabs.take_ready(4 * kMiB);
+  slabs.give(needless);
+  arena->set_limit(arena->allocated_bytes() + kMiB);
+  Slab& needed = slabs.take_ready(2 * kMiB);
+  CHECK(needless.used == 0 && needed.used == 2 * kMiB);
+  CHECK(slabs.empty_free() == false);
+  slabs.give(needed);
+  CHECK(slabs.empty_free() && needed.used == 0);
+  arena->set_limit(~uint64_t(0));
   // Pages that somebody has filled behind the used part are given back; a large tail is told, once.
   for (int turn = 0; turn < 2; turn++) {
     Slab& large = slabs.take(80 * kMiB);

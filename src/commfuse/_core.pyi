@@ -145,6 +145,8 @@ class Arena(Window):
         """
     def punch(self, offset: int, num_bytes: int) -> None:
         """Give the whole pages (PAGE_BYTES) inside a range back to the system. They read as zeros, here and in every peer."""
+    def show_to_children(self, offset: int, num_bytes: int) -> None:
+        """Let children that are forked from now on share a range with this process; the rest is not mapped in them."""
     @overload
     def allocated_bytes(self) -> int:
         """Bytes of memory that the arena holds."""
@@ -461,7 +463,6 @@ def has_kernels(name: str) -> bool:
     """Whether ``choose_kernels`` would take it."""
 
 @final
-@final
 class Reading:
     """A call that has published a slab, and the members that may be reading it."""
 
@@ -498,6 +499,8 @@ class Slabs:
         """Make the first bytes ready to be written. CoreMemoryError: there is not enough memory; nothing has been touched."""
     def give(self, slab: Slab) -> None:
         """Take it back; it is handed out again when its readers are done."""
+    def empty_free(self) -> bool:
+        """Give the memory of all free slabs back to the system; False when they have none."""
     def at(self, address: int) -> Slab | None:
         """The slab under the tensor that begins at ``address``, if one does."""
     def lend(self, slab: Slab, shape: Sequence[int], sample: torch.Tensor) -> torch.Tensor:
@@ -619,7 +622,7 @@ class RepeatedDispatch(Repeated):
 
 @final
 class RepeatedCombine(Repeated):
-    """Segments: running counts, tags, rows."""
+    """Segments: running counts, tags, rows (where they are copied in, those for others: this rank reads its own where they lie)."""
 
     def __init__(
         self,

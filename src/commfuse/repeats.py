@@ -38,9 +38,9 @@ class Repeats:
         """Take note of a call that has given a result on the long way."""
         if self.changes != config.changes or any(not known.is_current for known in self.known):
             self.forget()
-        if (
-            any(known.form is call.form for known in self.known) or config.get("log") != "off"
-        ):  # it was out of the ordinary; its end is to be told
+        if any(known.form is call.form for known in self.known):  # it was out of the ordinary
+            return
+        if config.get("log") != "off":  # a short way does not tell the ends of calls
             return
         if len(self._times) >= _COUNT:
             self._times.clear()
@@ -51,7 +51,7 @@ class Repeats:
     def forget(self) -> None:
         """Begin anew."""
         self.changes = config.changes
-        self.known.clear()
+        self.known = []
         self._times.clear()
 
 
@@ -70,12 +70,12 @@ def run(operator: str, group: object, args: Args) -> tuple[torch.Tensor | None, 
         or torch.autograd._profiler_enabled()  # it is to see the phases
     ):
         return None
-    for known in before.known:
+    everyone = before.known
+    for known in everyone:
         outputs = known.run(args)
         if outputs is not None:
-            if known is not before.known[0]:  # layers call in turn, so what served last is tried first
-                before.known.remove(known)
-                before.known.insert(0, known)
+            if known is not everyone[0]:  # layers call in turn, so what served last is tried first
+                before.known = [known, *(one for one in everyone if one is not known)]
             return outputs
     return None
 
@@ -86,7 +86,7 @@ def of(group: Group, operator: str) -> Repeats:
     known = by_operator.get(operator)
     if known is None:
         known = by_operator[operator] = Repeats(group)
-        for name in [name for name, old in _of_name.items() if old() is None]:
-            del _of_name[name]
+        for name in [name for name, old in list(_of_name.items()) if old() is None]:
+            _of_name.pop(name, None)
         _of_name[operator, group.name] = weakref.ref(known)
     return known

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +11,7 @@ from unittest import mock
 import pytest
 import torch
 
+import commfuse
 from commfuse import config
 from commfuse.ranks import Ranks
 from tests.conftest import RunRanks
@@ -87,6 +89,46 @@ def test_outputs_are_torchs_where_the_window_may_not_grow(kept: int | None) -> N
     with Ranks(2) as ranks:  # fresh ones: there is no memory from earlier calls that could serve
         for operator in OPERATORS:
             assert ranks.run(without_room, operator, kept) == [(True, False)] * 2
+
+
+def room_for_others(rank: int) -> bool:
+    """Whether memory of outputs that are gone serves for other sizes when the window may not hold more."""
+    from commfuse.backends.cpu import slabs
+
+    arena = slabs.own().arena
+    with everything_is_large():
+        for operator in OPERATORS:
+            assert is_right(operator, rank, 2)
+        large = call("npu_all_gather_base_mm", {"self": torch.ones(600, 600), "x2": torch.eye(600), "world_size": 2})
+        del large
+        limit = arena.limit_bytes
+        try:
+            arena.limit_bytes = arena.allocated_bytes()
+            lent = commfuse.window_empty((1 << 20,), torch.uint8)
+            again = [is_right(operator, rank, 2) for operator in OPERATORS]
+        finally:
+            arena.limit_bytes = limit
+    return all(again) and lent.numel() == 1 << 20
+
+
+def test_memory_of_large_outputs_makes_room_for_what_cannot_do_without() -> None:
+    with Ranks(2) as ranks:
+        assert ranks.run(room_for_others) == [True, True]
+
+
+def read_in_a_child(rank: int) -> int:
+    rows = torch.arange(6.0).view(2, 3) + rank
+    with everything_is_large():
+        output = call("npu_all_gather_base_mm", {"self": rows, "x2": torch.eye(3), "world_size": 2})[0]
+    wanted = output.tolist()
+    pid = os.fork()
+    if pid == 0:
+        os._exit(output.tolist() != wanted)
+    return os.waitpid(pid, 0)[1]
+
+
+def test_a_forked_child_can_read_a_large_output(run_ranks: RunRanks) -> None:
+    assert run_ranks(2, read_in_a_child) == [0, 0]
 
 
 def passed_on_and_changed(rank: int) -> list[bool]:

@@ -228,5 +228,30 @@ def forgotten(rank: int) -> bool:
     return domain() is None
 
 
+def one_group_after_the_other(rank: int) -> list[int]:
+    """The window's memory after each of some groups that were made, used and dropped."""
+    from commfuse.backends.cpu import slabs
+
+    x, ids, _ = layer.inputs(rank)
+    held = []
+    with config.override(**PLAIN):
+        for _ in range(8):
+            ranks = dist.new_group([0, 1])
+            for _ in range(4):
+                commfuse.npu_moe_distribute_dispatch_v2(x, ids, str(ranks.group_name), 2, rank, layer.EXPERTS)
+            dist.barrier()
+            dist.destroy_process_group(ranks)
+            del ranks
+            groups.resolve(world())
+            gc.collect()
+            held.append(slabs.own().arena.allocated_bytes())
+    return held
+
+
+def test_groups_that_are_dropped_leave_their_memory_to_the_next_ones(run_ranks: RunRanks) -> None:
+    for held in run_ranks(2, one_group_after_the_other):
+        assert len(set(held[3:])) == 1, held
+
+
 def test_a_group_that_is_dropped_takes_them_with_it(run_ranks: RunRanks) -> None:
     assert run_ranks(2, forgotten) == [True, True]

@@ -121,11 +121,11 @@ def test_rows_that_are_changed_while_they_are_lent_are_noticed(tmp_path: Path) -
         assert "rank 0 changed a tensor that call " in one["found"]["text"]
 
 
-def interrupted(rank: int, world_size: int, notes: Notes) -> None:
+def interrupted(rank: int, world_size: int, notes: Notes, with_grad: bool) -> None:
     """Ctrl-C ends rank 0's wait in a repeated combine, whose rows its peer can read by then."""
     for seed in range(4):
         out = layer.dispatch(rank, world_size, seed)
-        y = out[0].mul_(2)
+        y = out[0].mul_(2).requires_grad_(with_grad)
         if seed < 3:
             layer.combine(rank, world_size, out, y, seed)
     if rank == 1:
@@ -138,8 +138,9 @@ def interrupted(rank: int, world_size: int, notes: Notes) -> None:
     notes.write("interrupted", {**found, "held": slab.in_use(), "published": session.published})
 
 
-def test_rows_that_peers_can_read_are_held_after_an_interrupt(tmp_path: Path) -> None:
-    seen = run(tmp_path, 2, interrupted)[0]["interrupted"]
+@pytest.mark.parametrize("with_grad", [False, True])
+def test_rows_that_peers_can_read_are_held_after_an_interrupt(tmp_path: Path, with_grad: bool) -> None:
+    seen = run(tmp_path, 2, functools.partial(interrupted, with_grad=with_grad))[0]["interrupted"]
     assert (seen["error"], seen["held"], seen["published"]) == ("KeyboardInterrupt", True, 8)
 
 
@@ -160,6 +161,15 @@ def test_a_rank_that_was_left_out_is_taken_in_again(tmp_path: Path) -> None:
     notes = run(tmp_path, 4, left_out)
     assert [one["right"] for one in notes] == [True] * 4
     assert all(one["ways"]["short"] >= 4 for one in notes), notes
+
+
+def never_there(rank: int, world_size: int, notes: Notes) -> None:
+    """Rank 3 has no part in the group's calls from the first one on; calls of one form are made again and again."""
+    notes.write("right", rank == 3 or all(round_without(rank, world_size, (0, 1, 2), seed) for seed in range(6)))
+
+
+def test_a_rank_that_is_never_there_is_not_waited_for(tmp_path: Path) -> None:
+    assert [one["right"] for one in run(tmp_path, 4, never_there)] == [True] * 4
 
 
 def two_threads(rank: int, world_size: int, notes: Notes) -> None:
@@ -222,6 +232,7 @@ STEPS = [
     (DISPATCH, "end"),
     (COMBINE, "publish"),
     (COMBINE, "sum"),
+    (COMBINE, "end"),
     (COMBINE, "take back"),
 ]
 

@@ -80,7 +80,7 @@ class Cpu:
         """See `Backend.repeat`."""
         from . import repeat
 
-        return repeat.make(call, _domain(call.group), bind, args)
+        return repeat.make(call, bind, args)
 
     def agree_on(self, members: Group, subject: str) -> None:
         """See `Backend.agree_on`."""

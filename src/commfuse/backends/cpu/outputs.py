@@ -55,6 +55,7 @@ def _in_window(session: Session, shape: tuple[int, ...], dtype: torch.dtype) -> 
     except _core.CoreMemoryError:
         slabs.give(slab)
         return None
+    slabs.arena.show_to_children(slab.offset, slab.num_bytes)  # as any result; they share it, though, instead of having a copy
     memory = slabs.tensor(slab, (num_bytes,), torch.uint8).untyped_storage()
     made = torch.empty(0, dtype=dtype)  # no view, of which autograd would know that it was made without gradients
     made.set_(memory, _LINE // dtype.itemsize, shape)  # type: ignore[call-overload]  # strides are optional

@@ -1,6 +1,6 @@
 """Calls that are like one before: of the checks only those of the data, and all steps in one go in the core (csrc/bind_repeat.cpp).
 
-A repeated call publishes and reads what `dispatch` and `combine` do, so the ranks of one call need not all repeat it. Whatever is
+A repeated call publishes all that the others read of `dispatch` and `combine`, so the ranks of one call need not all repeat it. Whatever is
 out of the ordinary (other arguments, ids that break a rule, a group that has been given up) is left to them, before anything has
 been published; what comes up later is handed to the session, as they do.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import torch
 
@@ -17,13 +17,11 @@ from ... import _core, config
 from ...call import Call
 from ...observe.statistics import record_of
 from ...operators.moe_distribute import values
-from . import combine, routing
+from . import combine, domain, routing
+from .domain import Domain
 from .leaving import LeftOut
 from .session import NUMBER, REFUSED_AND_DIGEST, Session
 from .staging import DTYPES
-
-if TYPE_CHECKING:
-    from .domain import Domain
 
 Args = dict[str, Any]
 Outputs = tuple[torch.Tensor, ...]
@@ -72,7 +70,13 @@ class Repeat:
         except BaseException as error:
             if not self._core.is_under_way:  # it came when the call was over
                 raise
-            self._break_off(error)
+            is_left_out = isinstance(error, LeftOut)  # the others have gone on without this rank: the long way agrees again
+            try:
+                if not is_left_out:
+                    self._domain.broke_off(self._name, error)
+                    raise
+            finally:
+                self._core.give_up(not is_left_out)
             return None
         return outputs  # type: ignore[no-any-return]
 
@@ -94,16 +98,6 @@ class Repeat:
         if error is not None:
             self._session.end(self._core.sequence)
             raise error
-
-    def _break_off(self, error: BaseException) -> None:
-        """End a call that ``error`` has ended, and raise it; not where others have gone on without this rank: the long way agrees again."""
-        is_left_out = isinstance(error, LeftOut)
-        try:
-            if not is_left_out:
-                self._domain.broke_off(self._name, error)
-                raise error
-        finally:
-            self._core.give_up(not is_left_out)
 
     def _header_outputs_tally(self, call: Call) -> tuple[bytes, int, list[tuple[Any, torch.Tensor]], Any]:
         """Return the header's body, where the number stands in it, the outputs, and where calls are counted."""
@@ -193,12 +187,12 @@ def _body(session: Session, call: Call) -> bytes:
 _KINDS = {"npu_moe_distribute_dispatch_v2": RepeatedDispatch, "npu_moe_distribute_combine_v2": RepeatedCombine}
 
 
-def make(call: Call, domain: Domain, bind: Callable[[Args], Call], args: Args) -> Repeat | None:
+def make(call: Call, bind: Callable[[Args], Call], args: Args) -> Repeat | None:
     """Return how to carry out calls like ``call``, which has given a result and was made of ``args``; None if there is no short way."""
     kind = _KINDS.get(call.operator.name)
     if kind is None or not kind.suits(call):
         return None
     try:
-        return kind(call, domain, bind, args)
+        return kind(call, domain.of(call.group), bind, args)
     except _core.CoreError:  # an argument that cannot be compared, or tensors that cannot be looked at
         return None

@@ -63,7 +63,10 @@ class Slabs:
         Raises:
             CoreMemoryError: all of it would not fit.
         """
-        held, more, limit = self.arena.allocated_bytes(), math.prod(shape) * dtype.itemsize, self.arena.limit_bytes
+        more, limit = math.prod(shape) * dtype.itemsize, self.arena.limit_bytes
+        held = self.arena.allocated_bytes()
+        if held + more > limit and self.core.empty_free():
+            held = self.arena.allocated_bytes()
         if held + more > limit:
             raise _core.CoreMemoryError(
                 f"{more} bytes beside the {held} that the window holds exceed COMMFUSE_WINDOW_MAX = {limit} bytes"
