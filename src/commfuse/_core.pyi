@@ -25,7 +25,8 @@ How the pieces fit, for one group:
 A slab that was published by operation ``s`` is free when ``channel.reached(CONSUMED, s)``.
 
 Nothing is thread-safe beyond what a function says: one thread at a time for each object. Functions that loop or wait release the GIL.
-In a forked child every object made before the fork refuses its use with ``CoreError``; the windows are not mapped there.
+In a forked child every object made before the fork refuses its use with ``CoreError``; of the windows only what
+`Arena.show_to_children` has named is mapped there.
 """
 
 from collections.abc import Callable, Sequence

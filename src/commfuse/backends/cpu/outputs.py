@@ -15,7 +15,7 @@ from ...call import Call
 from .session import Session
 
 LARGE = (32 << 20) - 4096  # bytes; glibc's threshold for mapping, its own few bytes included, grows to 32 MiB and no further
-KEPT = 2 << 30  # bytes; a window that holds more has no room for these, since what it has once held it keeps
+KEPT = 2 << 30  # bytes; a window that holds more has no room for these, since it keeps what it has held until others need it
 _LINE = 64
 
 

@@ -82,10 +82,9 @@ class Repeat:
 
     def _see_to(self, stop: int, args: Args) -> Any:
         """Do what the core has stopped for; return what comes of going on."""
-        if stop == _core.DIFFERS:
-            self._meet(args)
-            raise _core.CoreError("headers that differed are equal now")
         self._meet(args)
+        if stop == _core.DIFFERS:
+            raise _core.CoreError("headers that differed are equal now")
         return self._core.finish()
 
     def _meet(self, args: Args) -> None:
