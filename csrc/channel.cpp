@@ -115,13 +115,19 @@ void Channel::publish(uint64_t sequence, const Offer& offer) {
   auto* out = reinterpret_cast<uint8_t*>(const_cast<Record*>(slot(members_[static_cast<size_t>(index_)], sequence)));
   std::memcpy(out, &record, sizeof record);
   std::copy(offer.body.begin(), offer.body.end(), out + sizeof record);
-  raise(own_->lines[kPublished], sequence);
+  raise_own(kPublished, sequence);
 }
 
 void Channel::advance(LineIndex line, uint64_t value) {
   member(index_);
   if (value < own_->lines[line].value.load(std::memory_order_relaxed)) fail("a counter never goes back");
+  raise_own(line, value);
+}
+
+// Who publishes last sees that all have: of two that do so at once, at least one sees the other (both orders are the same to all).
+void Channel::raise_own(LineIndex line, uint64_t value) noexcept {
   raise(own_->lines[line], value);
+  if (line == kPublished && all_reached(line, value, std::memory_order_seq_cst)) ring(members_[0].control->lines[kBell]);
 }
 
 // Two slots in turn: a reader of message n is safe until message n + 2, which an agreement in rounds never posts early.
@@ -133,9 +139,9 @@ void Channel::post(uint64_t number, const uint8_t* bytes, uint64_t num_bytes) {
   advance(kPosted, number);
 }
 
-bool Channel::all_reached(LineIndex line, uint64_t target) const noexcept {
+bool Channel::all_reached(LineIndex line, uint64_t target, std::memory_order order) const noexcept {
   return std::all_of(active_.begin(), active_.end(), [&](int i) {
-    return i == index_ || reached(members_[static_cast<size_t>(i)].control->lines[line], target);
+    return i == index_ || reached(members_[static_cast<size_t>(i)].control->lines[line], target, order);
   });
 }
 
@@ -159,7 +165,10 @@ Outcome Channel::wait(LineIndex line, uint64_t target, int64_t timeout_ns, bool 
     const Member& other = members_[static_cast<size_t>(one)];
     watches_.push_back({&other.control->lines[line], one, other.window.get(), &waited_ns_[static_cast<size_t>(one)]});
   }
-  return wait_all(watches_.data(), watches_.size(), target, rules_for(timeout_ns, heed_poison, interrupted));
+  WaitRules rules = rules_for(timeout_ns, heed_poison, interrupted);
+  // The bell rings when all have published: without this rank it would not.
+  if (line == kPublished && reached(own_->lines[line], target)) rules.bell = &members_[0].control->lines[kBell];
+  return wait_all(watches_.data(), watches_.size(), target, rules);
 }
 
 Outcome Channel::wait_member(int index, LineIndex line, uint64_t target, int64_t timeout_ns, bool heed_poison,
@@ -255,6 +264,7 @@ bool Channel::poison(uint16_t code, uint16_t subject, const std::string& text) {
   for (Member& other : members_)
     for (Line& line : other.control->lines)
       if (line.waiters.load(std::memory_order_seq_cst) != 0) nudge(line);
+  ring(members_[0].control->lines[kBell]);
   return is_first;
 }
 

@@ -63,7 +63,7 @@ class Channel {
   void advance(LineIndex line, uint64_t value);
   void post(uint64_t number, const uint8_t* bytes, uint64_t num_bytes);
 
-  bool all_reached(LineIndex line, uint64_t target) const noexcept;
+  bool all_reached(LineIndex line, uint64_t target, std::memory_order order = std::memory_order_acquire) const noexcept;
   Outcome wait(LineIndex line, uint64_t target, int64_t timeout_ns, bool heed_poison, bool (*interrupted)()) noexcept;
   Outcome wait_member(int member, LineIndex line, uint64_t target, int64_t timeout_ns, bool heed_poison, bool (*interrupted)());
 
@@ -109,6 +109,7 @@ class Channel {
   };
   const Member& member(int index) const;
   const Record* slot(const Member& member, uint64_t sequence) const;
+  void raise_own(LineIndex line, uint64_t value) noexcept;
   void take_segments(int position, const Member& member, const Record& record);
   WaitRules rules_for(int64_t timeout_ns, bool heed_poison, bool (*interrupted)()) const noexcept;
   uint64_t word() const { return own_->poison.value.load(std::memory_order_acquire); }

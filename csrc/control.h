@@ -15,10 +15,11 @@ constexpr int kSegments = 6;
 static_assert(std::atomic<uint64_t>::is_always_lock_free && std::atomic<uint32_t>::is_always_lock_free,
               "counters are shared between processes");
 
-// A counter that others wait for. Written by its owner alone; `waiters` by whoever sleeps on it.
+// A counter that others wait for. Written by its owner alone (kBell excepted); `waiters` by whoever sleeps on it.
 struct alignas(kLineBytes) Line {
   std::atomic<uint64_t> value;
   std::atomic<uint32_t> waiters;
+  std::atomic<int64_t> raised_ns;  // when, by the host's monotonic clock: how long it was awaited does not depend on who looked when
 };
 
 enum LineIndex : int {
@@ -26,6 +27,8 @@ enum LineIndex : int {
   kConsumed,   // operations of which this rank has finished every read of its peers
   kPosted,     // small messages put on the board, for agreements outside operations
   kProgress,   // where this rank is, in the caller's own code; for messages about it
+  kBell,       // of member 0: raised by whoever sees that all have published an operation, or poisons the group. Who waits for all of
+               // them sleeps here, and is woken once
   kLines
 };
 
@@ -55,7 +58,7 @@ struct Control {
 };
 static_assert(sizeof(Control) % kLineBytes == 0);
 
-constexpr uint64_t kLayout = 0x636f6d6d66000003;  // raise the last digits whenever a struct above changes
+constexpr uint64_t kLayout = 0x636f6d6d66000004;  // raise the last digits whenever a struct above changes
 
 inline uint64_t control_size(uint32_t header_bytes, uint32_t depth) {
   return sizeof(Control) + uint64_t(header_bytes) * depth;

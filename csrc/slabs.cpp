@@ -130,7 +130,8 @@ void Slabs::tidy() {
 // Gives back pages behind the used part, which an operation on a whole buffer may have filled.
 void Slabs::punch_tail(Slab& slab) {
   const uint64_t first = slab.offset + slab.used, tail = slab.num_bytes - slab.used;
-  const uint64_t filled = arena_->allocated_bytes(first, tail);
+  const uint64_t next_page = (first + kPageBytes - 1) / kPageBytes * kPageBytes;  // the used part's last page is filled in any case
+  const uint64_t filled = arena_->allocated_bytes(next_page, slab.offset + slab.num_bytes - next_page);
   if (filled >= kTail) arena_->punch(first, tail);
   if (filled < kLargeTail || has_told_) return;
   has_told_ = true;

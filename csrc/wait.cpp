@@ -59,7 +59,11 @@ class Wait {
         i++;
         continue;
       }
-      if (watches_[i].waited_ns) *watches_[i].waited_ns += (now ? now : now = now_ns()) - start_;
+      if (watches_[i].waited_ns) {
+        if (!now) now = now_ns();
+        const int64_t raised = watches_[i].line->raised_ns.load(std::memory_order_relaxed);
+        *watches_[i].waited_ns += static_cast<uint64_t>(std::clamp(raised, start_, now) - start_);
+      }
       std::move(watches_ + i + 1, watches_ + num_, watches_ + i);  // order kept: the first missing one is named
       num_--;
     }
@@ -77,20 +81,27 @@ class Wait {
   }
 
   Outcome sleep_once() {
-    Line& line = *watches_[0].line;
+    Line& line = rules_.bell ? *rules_.bell : *watches_[0].line;
     int64_t slice = rules_.slice_ns;
     if (rules_.timeout_ns >= 0) slice = std::clamp<int64_t>(start_ + rules_.timeout_ns - now_ns(), 0, slice);
-    // Sequentially consistent on both sides (see raise, and Channel::poison): either we see the new value, or its writer
-    // sees us waiting. Poison is not the word we sleep on: what comes between our look and our sleep ends with the slice.
+    // Sequentially consistent on both sides (see raise, Channel::raise_own and Channel::poison): either we see the new value,
+    // or its writer sees us waiting. Poison is not the word we sleep on: what comes between our look and our sleep ends with the
+    // slice.
     line.waiters.fetch_add(1, std::memory_order_seq_cst);
     const uint64_t value = line.value.load(std::memory_order_seq_cst);
     int error = 0;
-    if (value < target_ && !poisoned()) error = sleep_on(line, static_cast<uint32_t>(value), slice);
+    if (must_wait() && !poisoned()) error = sleep_on(line, static_cast<uint32_t>(value), slice);
     line.waiters.fetch_sub(1, std::memory_order_relaxed);
     const int64_t now = now_ns();
     // Woken without need (a nudge, or another member's turn) there is nothing new but perhaps poison.
     if (error == 0 && now - looked_ < rules_.slice_ns) return poisoned() ? Outcome{Status::poisoned, first()} : Outcome{};
     return look_around(now);
+  }
+
+  // After the look at the word that we shall sleep on: what comes later changes that word.
+  bool must_wait() const {
+    const auto is_missing = [&](const Watch& watch) { return !reached(*watch.line, target_, std::memory_order_seq_cst); };
+    return rules_.bell ? std::any_of(watches_, watches_ + num_, is_missing) : is_missing(watches_[0]);
   }
 
   Outcome look_around(int64_t now) {
@@ -128,8 +139,14 @@ int64_t now_ns() noexcept {
 }
 
 void raise(Line& line, uint64_t value) noexcept {
+  line.raised_ns.store(now_ns(), std::memory_order_relaxed);
   line.value.store(value, std::memory_order_seq_cst);
   if (line.waiters.load(std::memory_order_seq_cst) != 0) nudge(line);
+}
+
+void ring(Line& bell) noexcept {
+  bell.value.fetch_add(1, std::memory_order_seq_cst);
+  if (bell.waiters.load(std::memory_order_seq_cst) != 0) nudge(bell);
 }
 
 // A killed sleeper stays counted in `waiters`; from then on each raise makes this call in vain, which is harmless.

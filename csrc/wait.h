@@ -32,6 +32,7 @@ struct WaitRules {
   const std::atomic<uint64_t>* poison = nullptr;  // this rank's own poison word
   uint64_t poison_from = 1;     // a word of at least this value ends the wait
   bool (*interrupted)() = nullptr;  // asked once a slice
+  Line* bell = nullptr;             // raised when the last of what is awaited has come; null: each one wakes who sleeps on it
 };
 
 int64_t now_ns() noexcept;
@@ -39,11 +40,13 @@ int64_t now_ns() noexcept;
 // Raises a counter and wakes who sleeps on it. Everything written before is visible to whoever has seen the new value.
 // A system call is made only when somebody sleeps.
 void raise(Line& line, uint64_t value) noexcept;
+// Raises a counter that has no owner by one.
+void ring(Line& bell) noexcept;
 // Wakes the sleepers of a counter so that they look around; the counter stays.
 void nudge(Line& line) noexcept;
 
-inline bool reached(const Line& line, uint64_t target) noexcept {
-  return line.value.load(std::memory_order_acquire) >= target;
+inline bool reached(const Line& line, uint64_t target, std::memory_order order = std::memory_order_acquire) noexcept {
+  return line.value.load(order) >= target;
 }
 
 // Returns when every watched counter is at least `target`, or with the first reason why that will not happen.

@@ -1,6 +1,11 @@
 // Counters, publications and poison, with threads as ranks over one mapping: what ThreadSanitizer can judge.
+#include <unistd.h>
+
 #include <atomic>
 #include <cstring>
+#include <fstream>
+#include <iterator>
+#include <string>
 #include <vector>
 
 #include "channel.h"
@@ -133,7 +138,9 @@ void test_waits_end() {
   CHECK(outcome.status == Status::deadline && outcome.member == 2);
   CHECK(one->wait_member(1, kPublished, 1, 0, true, nullptr).status == Status::ok);
   one->set_active({1, 0});
-  CHECK(one->wait(kPublished, 1, 0, true, nullptr).status == Status::ok && one->waited_ns()[1] > 0);
+  CHECK(one->wait(kPublished, 1, 0, true, nullptr).status == Status::ok);
+  const uint64_t waited = one->waited_ns()[1];
+  CHECK(one->wait(kPublished, 1, 0, true, nullptr).status == Status::ok && one->waited_ns()[1] == waited);  // it had come before
   CHECK_THROWS(one->set_active({1, 2}), "must contain this one");
   CHECK_THROWS(one->set_active({0, 3}), "member 3 of 3");
   one->set_active({0, 1, 2});
@@ -141,28 +148,88 @@ void test_waits_end() {
   CHECK(outcome.status == Status::interrupted);
 }
 
+bool is_asleep(pid_t tid) {
+  std::ifstream stat("/proc/self/task/" + std::to_string(tid) + "/stat");
+  const std::string text((std::istreambuf_iterator<char>(stat)), std::istreambuf_iterator<char>());
+  const size_t name_end = text.rfind(')');
+  return name_end != std::string::npos && text[name_end + 2] == 'S';
+}
+
 // A sleeper is woken by what it waits for, and by poison, at once and not at the end of its slice; whichever member it is.
 void test_sleepers_are_woken() {
-  const std::vector<Rank> ranks = make_ranks(2);
-  const std::unique_ptr<Channel> channels[] = {make_channel(ranks, 0), make_channel(ranks, 1)};
-  uint16_t epoch = 0;
   for (size_t sleeper : {0, 1})
     for (bool do_poison : {false, true}) {
+      const std::vector<Rank> ranks = make_ranks(2);
+      const std::unique_ptr<Channel> channels[] = {make_channel(ranks, 0), make_channel(ranks, 1)};
       Channel &asleep = *channels[sleeper], &other = *channels[1 - sleeper];
       asleep.spin_ns = 0;
       asleep.slice_ns = 20'000'000'000;
-      for (const auto& channel : channels) channel->set_epoch(epoch);
       Outcome outcome;
-      std::thread thread([&] { outcome = asleep.wait(kPublished, do_poison ? 9 : 1, -1, true, nullptr); });
+      std::atomic<pid_t> tid{0};
+      std::thread thread([&] {
+        tid = gettid();
+        outcome = asleep.wait(kPublished, do_poison ? 9 : 1, -1, true, nullptr);
+      });
       while (block_of(ranks[1 - sleeper])->lines[kPublished].waiters == 0) std::this_thread::yield();
+      while (!is_asleep(tid)) std::this_thread::yield();  // between its look at the poison and its sleep a nudge is lost, for a slice
       const int64_t start = now_ns();
       if (do_poison) CHECK(other.poison(5, 1, "because"));
       else other.publish(1, Offer());
       thread.join();
       CHECK(outcome.status == (do_poison ? Status::poisoned : Status::ok));
       CHECK(now_ns() - start < 10'000'000'000);
-      epoch += do_poison;
     }
+}
+
+// Who has published itself sleeps until the last one has: once, on member 0's bell, and poison wakes it there too.
+void test_the_last_one_rings() {
+  for (const size_t sleeper : {0, 1, 2})
+    for (const bool do_poison : {false, true}) {
+      const std::vector<Rank> ranks = make_ranks(3);
+      const std::unique_ptr<Channel> channels[] = {make_channel(ranks, 0), make_channel(ranks, 1), make_channel(ranks, 2)};
+      Channel &asleep = *channels[sleeper], &next = *channels[(sleeper + 1) % 3], &last = *channels[(sleeper + 2) % 3];
+      const Line& bell = block_of(ranks[0])->lines[kBell];
+      asleep.spin_ns = 0;
+      asleep.slice_ns = 20'000'000'000;
+      asleep.publish(1, Offer());
+      Outcome outcome;
+      const int64_t start = now_ns();
+      std::thread thread([&] { outcome = asleep.wait(kPublished, 1, -1, true, nullptr); });
+      while (bell.waiters == 0) std::this_thread::yield();
+      next.publish(1, Offer());
+      CHECK(bell.value == 0 && bell.waiters == 1);
+      const int64_t next_came = now_ns();
+      if (do_poison) CHECK(last.poison(5, 1, "because"));
+      else last.publish(1, Offer());
+      thread.join();
+      CHECK(outcome.status == (do_poison ? Status::poisoned : Status::ok) && bell.value == 1);
+      const int64_t end = now_ns();
+      CHECK(end - start < 10'000'000'000);
+      if (do_poison) continue;
+      // However late this rank looked: what counts is when each of them came.
+      const uint64_t for_next = asleep.waited_ns()[(sleeper + 1) % 3], for_last = asleep.waited_ns()[(sleeper + 2) % 3];
+      CHECK(for_next <= static_cast<uint64_t>(next_came - start) && for_last >= for_next);
+      CHECK(for_last <= static_cast<uint64_t>(end - start));
+    }
+}
+
+// Two publish last at the same moment, again and again: one of them at least sees it, and nobody sleeps on.
+void test_the_bell_is_never_missed() {
+  const int num_ranks = 3;
+  const std::vector<Rank> ranks = make_ranks(num_ranks);
+  const int64_t start = now_ns();
+  in_threads(num_ranks, [&](int me) {
+    const auto channel = make_channel(ranks, me);
+    channel->spin_ns = 0;
+    channel->slice_ns = 20'000'000'000;
+    for (uint64_t sequence = 1; sequence <= 3000; sequence++) {
+      channel->wait(kConsumed, sequence > kDepth ? sequence - kDepth : 0, -1, true, nullptr);
+      channel->publish(sequence, Offer());
+      CHECK(channel->wait(kPublished, sequence, -1, true, nullptr).status == Status::ok);
+      channel->advance(kConsumed, sequence);
+    }
+  });
+  CHECK(now_ns() - start < 15'000'000'000);
 }
 
 // All ranks give up at the same moment, again and again in new epochs: all must tell the same cause.
@@ -220,6 +287,8 @@ int main() {
   test_forged_block();
   test_waits_end();
   test_sleepers_are_woken();
+  test_the_last_one_rings();
+  test_the_bell_is_never_missed();
   test_one_cause_wins();
   test_posts();
   std::printf("channel: published, consumed, poisoned, woken\n");
