@@ -55,6 +55,7 @@ def wish_of_one(rank: int) -> list[tuple[str, str]]:
     return found
 
 
+@pytest.mark.usefixtures("no_ranks")  # fresh ones: what earlier tests have chosen for some of them would count
 def test_a_rank_that_wants_another_backend_is_named_whoever_takes_part(run_ranks: RunRanks) -> None:
     for rank, found in enumerate(run_ranks(switching.WORLD, wish_of_one)):
         assert len(found) == (1 if rank == 2 else 3)
