@@ -228,10 +228,9 @@ class Dispatch : public Repeated {
   nb::object rows(int64_t num_rows, void** data) {
     const TensorForm& all = blanks[0];
     const uint64_t row_bytes = all.num_bytes() / static_cast<uint64_t>(all.shape[0]);
-    Slab& slab = calls.slabs().take(all.num_bytes());
+    Slab& slab = calls.slabs().take_ready(all.num_bytes(), std::min(static_cast<uint64_t>(num_rows) * row_bytes, all.num_bytes()));
     *data = pointer<void>(slab.address);
     try {
-      make_ready(calls.slabs(), slab, std::min(static_cast<uint64_t>(num_rows) * row_bytes, all.num_bytes()));
       if (nb::cast<bool>(inference_mode_())) return lend_normal_(nb::cast(&slab, nb::rv_policy::reference));
       return calls.slabs().lend(slab, all);
     } catch (...) {

@@ -69,7 +69,7 @@ Calls::Stage& Calls::add_stage(uint64_t num_bytes) {
     stages_.erase(small);
     slabs_->give(*slab);
   }
-  stages_.push_back({&slabs_->take_ready(num_bytes), 0});
+  stages_.push_back({&slabs_->take_ready(num_bytes, num_bytes), 0});
   return stages_.back();
 }
 

@@ -64,26 +64,25 @@ Slab& Slabs::take(uint64_t num_bytes) {
   return all_.back();
 }
 
-Slab& Slabs::take_ready(uint64_t num_bytes) {
+Slab& Slabs::take_ready(uint64_t num_bytes, uint64_t used) {
   Slab& slab = take(num_bytes);
   try {
-    populate(slab, num_bytes);
-  } catch (const OutOfMemory&) {
-    const bool has_more = empty_free();  // not this one, which is not free
-    try {
-      if (!has_more) throw;
-      populate(slab, num_bytes);
-    } catch (...) {
-      give(slab);
-      throw;
-    }
+    populate(slab, used);
+  } catch (...) {
+    give(slab);
+    throw;
   }
   return slab;
 }
 
 void Slabs::populate(Slab& slab, uint64_t num_bytes) {
   if (num_bytes <= slab.used) return;  // only what lies behind is ever given back
-  arena_->populate(slab.offset, num_bytes);
+  try {
+    fill(slab, num_bytes);
+  } catch (const OutOfMemory&) {
+    if (!empty_free()) throw;  // not this one, which is not free
+    fill(slab, num_bytes);
+  }
   slab.used = num_bytes;
 }
 

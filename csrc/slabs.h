@@ -41,12 +41,16 @@ class Slabs {
   // `on_large_tail(filled, used)`: told once, when pages were filled far behind the used part of a slab.
   using Tell = std::function<void(uint64_t filled, uint64_t used)>;
   Slabs(std::shared_ptr<Arena> arena, Tell on_large_tail);
+  virtual ~Slabs() = default;
+  Slabs(const Slabs&) = delete;
+  Slabs& operator=(const Slabs&) = delete;
 
   // A free slab of at least num_bytes; its memory is not there yet. Throws OutOfMemory when the address space is used up.
   Slab& take(uint64_t num_bytes);
-  // The same, and its first num_bytes can be written. Throws OutOfMemory when there is not enough memory, too.
-  Slab& take_ready(uint64_t num_bytes);
-  // Makes its first num_bytes ready to be written. Throws OutOfMemory before anything is touched. Any thread that has the slab.
+  // The same, and its first `used` bytes can be written. Throws OutOfMemory when there is not enough memory, too.
+  Slab& take_ready(uint64_t num_bytes, uint64_t used);
+  // Makes its first num_bytes ready to be written, if need be in the place of all free slabs' memory. Throws OutOfMemory before
+  // anything is touched.
   void populate(Slab& slab, uint64_t num_bytes);
   // Takes it back; it is handed out again when its readers are done.
   void give(Slab& slab);
@@ -60,6 +64,10 @@ class Slabs {
   std::function<std::vector<uint64_t>()> returned;
 
   const std::shared_ptr<Arena>& arena() const { return arena_; }
+
+ protected:
+  // Lets the system give the first num_bytes of a slab their memory, which may take milliseconds.
+  virtual void fill(const Slab& slab, uint64_t num_bytes) { arena_->populate(slab.offset, num_bytes); }
 
  private:
   void tidy();

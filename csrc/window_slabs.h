@@ -28,22 +28,16 @@ class WindowSlabs : public Slabs {
     }
   }
 
+ protected:
+  // Other threads of the interpreter go on meanwhile.
+  void fill(const Slab& slab, uint64_t num_bytes) override {
+    const nanobind::gil_scoped_release no_gil;
+    Slabs::fill(slab, num_bytes);
+  }
+
  private:
   TensorType type_;
   std::shared_ptr<Returned> gone_ = std::make_shared<Returned>();
 };
-
-// Makes the first num_bytes of `slab` ready; other threads of the interpreter go on meanwhile, if there is anything to do.
-inline void make_ready(WindowSlabs& slabs, Slab& slab, uint64_t num_bytes) {
-  if (num_bytes <= slab.used) return;
-  try {
-    const nanobind::gil_scoped_release no_gil;
-    slabs.populate(slab, num_bytes);
-    return;
-  } catch (const OutOfMemory&) {
-    if (!slabs.empty_free()) throw;
-  }
-  slabs.populate(slab, num_bytes);
-}
 
 }  // namespace commfuse

@@ -106,18 +106,18 @@ void test_memory() {
   std::vector<Side> sides = two_sides();
   Slabs& slabs = *sides[0].slabs;
   const std::shared_ptr<Arena> arena = slabs.arena();
-  Slab& slab = slabs.take_ready(3 * kPageBytes);
+  Slab& slab = slabs.take_ready(3 * kPageBytes, 3 * kPageBytes);
   CHECK(slab.used == 3 * kPageBytes);
   slabs.give(slab);
   arena->set_limit(arena->allocated_bytes());
-  CHECK_THROWS(slabs.take_ready(kMiB), "its limit is");
+  CHECK_THROWS(slabs.take_ready(kMiB, kMiB), "its limit is");
   arena->set_limit(~uint64_t(0));
   CHECK(slabs.take(kMiB).used == 0);  // given back, although it could not be made ready
   // What is free makes room for what is needed.
-  Slab& needless = slabs.take_ready(4 * kMiB);
+  Slab& needless = slabs.take_ready(4 * kMiB, 4 * kMiB);
   slabs.give(needless);
   arena->set_limit(arena->allocated_bytes() + kMiB);
-  Slab& needed = slabs.take_ready(2 * kMiB);
+  Slab& needed = slabs.take_ready(2 * kMiB, 2 * kMiB);
   CHECK(needless.used == 0 && needed.used == 2 * kMiB);
   CHECK(slabs.empty_free() == false);
   slabs.give(needed);

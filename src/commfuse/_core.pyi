@@ -496,8 +496,13 @@ class Slabs:
         """
     def take(self, num_bytes: int) -> Slab:
         """A free slab of at least so many bytes; its memory is not there yet. CoreMemoryError: the address space is used up."""
+    def take_ready(self, num_bytes: int, used: int) -> Slab:
+        """The same, and its first ``used`` bytes can be written. CoreMemoryError: there is not enough memory, too."""
     def populate(self, slab: Slab, num_bytes: int) -> None:
-        """Make the first bytes ready to be written. CoreMemoryError: there is not enough memory; nothing has been touched."""
+        """Make the first bytes ready to be written, if need be in the place of all free slabs' memory.
+
+        CoreMemoryError: there is not enough memory; nothing has been touched.
+        """
     def give(self, slab: Slab) -> None:
         """Take it back; it is handed out again when its readers are done."""
     def empty_free(self) -> bool:

@@ -40,7 +40,7 @@ class Slabs:
         Raises:
             CoreMemoryError: there is not enough memory or address space; nothing has been touched.
         """
-        return self._ready(num_bytes, num_bytes)
+        return self.core.take_ready(num_bytes, num_bytes)
 
     def give(self, slab: Slab) -> None:
         """Take ``slab`` back; it is handed out again when its readers are done."""
@@ -55,7 +55,7 @@ class Slabs:
         row_bytes = math.prod(shape[1:]) * dtype.itemsize
         if shape[0] * row_bytes == 0:
             return torch.empty(shape, dtype=dtype)
-        return self.tensor(self._ready(shape[0] * row_bytes, min(rows, shape[0]) * row_bytes), shape, dtype)
+        return self.tensor(self.core.take_ready(shape[0] * row_bytes, min(rows, shape[0]) * row_bytes), shape, dtype)
 
     def lent(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """Return a tensor in the window for the user to write.
@@ -93,15 +93,6 @@ class Slabs:
     def holding(self, tensor: torch.Tensor) -> Slab | None:
         """Return the slab that ``tensor`` lies in, if it begins where a slab does."""
         return self.core.at(tensor.data_ptr())
-
-    def _ready(self, num_bytes: int, used: int) -> Slab:
-        slab = self.core.take(num_bytes)
-        try:
-            self.core.populate(slab, used)
-        except _core.CoreMemoryError:
-            self.core.give(slab)
-            raise
-        return slab
 
 
 def _tell_of_tail(filled: int, used: int) -> None:
