@@ -40,7 +40,10 @@ void bind_calls(nb::module_& module) {
       .def("at", &WindowSlabs::at, "address"_a, nb::rv_policy::reference_internal)
       .def("lend", [](WindowSlabs& self, Slab& slab, std::vector<int64_t> shape, nb::handle sample) {
         return self.lend(slab, form_of(self.type(), std::move(shape), sample));
-      }, "slab"_a, "shape"_a, "sample"_a);
+      }, "slab"_a, "shape"_a, "sample"_a)
+      .def("view", [](const WindowSlabs& self, const Slab& slab, uint64_t begin, std::vector<int64_t> shape, nb::handle sample) {
+        return self.view(slab, begin, form_of(self.type(), std::move(shape), sample));
+      }, "slab"_a, "begin"_a, "shape"_a, "sample"_a);
 
   nb::class_<Turnstile>(module, "Turnstile")
       .def(nb::init<>())

@@ -43,7 +43,7 @@ class TensorType {
   bool look(nanobind::handle tensor, nanobind::dlpack::dltensor* out) const;
   // A new tensor, not initialised; its memory is `*data`.
   nanobind::object make(const TensorForm& form, void** data) const;
-  // A tensor over memory of `arena`, which stays while the tensor does; then `address` goes to `returned`.
+  // A tensor over memory of `arena`, which stays while the tensor does; then `address` goes to `returned` (null: nobody is told).
   nanobind::object lend(const TensorForm& form, uint64_t address, std::shared_ptr<Arena> arena,
                         std::shared_ptr<Returned> returned) const;
 

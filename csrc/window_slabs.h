@@ -28,6 +28,11 @@ class WindowSlabs : public Slabs {
     }
   }
 
+  // A tensor over `slab` from `begin` on, for use while the slab is taken.
+  nanobind::object view(const Slab& slab, uint64_t begin, const TensorForm& form) const {
+    return type_.lend(form, slab.address + begin, arena(), nullptr);
+  }
+
  protected:
   // Other threads of the interpreter go on meanwhile.
   void fill(const Slab& slab, uint64_t num_bytes) override {

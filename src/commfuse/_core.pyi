@@ -511,6 +511,11 @@ class Slabs:
         """The slab under the tensor that begins at ``address``, if one does."""
     def lend(self, slab: Slab, shape: Sequence[int], sample: torch.Tensor) -> torch.Tensor:
         """A tensor of the dtype of ``sample`` over ``slab``, which comes back when the last alias of the tensor is gone."""
+    def view(self, slab: Slab, begin: int, shape: Sequence[int], sample: torch.Tensor) -> torch.Tensor:
+        """A tensor of the dtype of ``sample`` over ``slab`` from byte ``begin`` on, for use while the slab is taken.
+
+        CoreError: it would reach beyond the window.
+        """
 
 @final
 class Turnstile:

@@ -122,3 +122,24 @@ def results_elsewhere(rank: int) -> bool:
 
 def test_results_in_a_window_of_their_own(run_ranks: RunRanks) -> None:
     assert run_ranks(2, results_elsewhere) == [True, True]
+
+
+def test_a_view_is_a_part_of_its_slab() -> None:
+    from commfuse import _core
+
+    mine = slabs()
+    slab = mine.staging(4096)
+    mine.ints(slab, 0, 9)[:] = range(9)
+    view = mine.view(slab, 8, (2, 3), torch.int32)
+    assert view.tolist() == [[2, 3, 4], [5, 6, 7]]
+    view.fill_(9)
+    assert mine.ints(slab, 0, 9).tolist() == [0, 1, *[9] * 6, 8]
+    assert mine.view(slab, 0, (0, 3), torch.bfloat16).shape == (0, 3)
+    with pytest.raises(_core.CoreError, match="do not lie in this process's window"):
+        mine.view(slab, 1 << 40, (1,), torch.int32)
+    mine.give(slab)
+    del view  # nobody is told: the slab does not come back a second time
+    again, other = mine.staging(4096), mine.staging(4096)
+    assert again.address == slab.address != other.address
+    for one in (again, other):
+        mine.give(one)

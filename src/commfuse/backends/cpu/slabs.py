@@ -82,9 +82,9 @@ class Slabs:
 
     def view(self, slab: Slab, begin: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """Return a tensor over a part of ``slab``, for use before the slab is given back."""
-        num_bytes = math.prod(shape) * dtype.itemsize
-        memory = self._bytes[slab.offset + begin : slab.offset + begin + num_bytes]
-        return torch.from_numpy(memory).view(dtype).view(shape)
+        if not math.prod(shape):
+            return torch.empty(shape, dtype=dtype)
+        return self.core.view(slab, begin, shape, _sample(dtype))
 
     def ints(self, slab: Slab, begin: int, count: int) -> npt.NDArray[np.int32]:
         """Return ``count`` int32 of a part of ``slab``, for use before the slab is given back."""
