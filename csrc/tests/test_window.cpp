@@ -13,6 +13,7 @@
 #include "channel.h"
 #include "check.h"
 #include "error.h"
+#include "pages.h"
 
 using namespace commfuse;
 
@@ -27,14 +28,6 @@ std::set<int> open_fds() {
     if (entry->d_name[0] != '.' && std::atoi(entry->d_name) != dirfd(folder)) fds.insert(std::atoi(entry->d_name));
   closedir(folder);
   return fds;
-}
-
-// User-mode emulators (qemu-user) answer madvise without doing anything: what rests on it cannot be seen there.
-bool madvise_is_obeyed() {
-  Arena arena(2 * kMiB, kMiB);
-  arena.grow(2 * kMiB);
-  arena.populate(kMiB, kPageBytes);
-  return arena.allocated_bytes() != 0;
 }
 
 void test_growth() {
@@ -132,13 +125,9 @@ void test_fork() {
 int main() {
   test_growth();
   test_control_blocks();
-  if (madvise_is_obeyed()) {
+  if (pages_are_seen("window: pages and forked children")) {
     test_pages();
     test_fork();
-  } else {
-    // Only an emulator of another machine may be let off: on a real one this is a defect.
-    CHECK(std::getenv("COMMFUSE_TESTS_EMULATED") != nullptr);
-    std::printf("window: pages and forked children not tested: this emulator ignores madvise\n");
   }
   CHECK(available_memory() > kMiB && available_memory() != UINT64_MAX);
   std::printf("window: grows, refuses, gives back, does not leak into children\n");
