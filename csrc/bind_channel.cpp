@@ -16,7 +16,7 @@ namespace {
 nb::bytes to_bytes(const std::vector<uint8_t>& data) { return nb::bytes(data.data(), data.size()); }
 
 LineIndex line_of(int line) {
-  if (line < 0 || line >= kLines) fail("counter %d of %d", line, int(kLines));
+  if (line < 0 || line >= kBell) fail("counter %d of %d", line, int(kBell));  // the bell is nobody's
   return static_cast<LineIndex>(line);
 }
 

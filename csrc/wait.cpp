@@ -85,8 +85,8 @@ class Wait {
     int64_t slice = rules_.slice_ns;
     if (rules_.timeout_ns >= 0) slice = std::clamp<int64_t>(start_ + rules_.timeout_ns - now_ns(), 0, slice);
     // Sequentially consistent on both sides (see raise, Channel::raise_own and Channel::poison): either we see the new value,
-    // or its writer sees us waiting. Poison is not the word we sleep on: what comes between our look and our sleep ends with the
-    // slice.
+    // or its writer sees us waiting. Poison changes the bell, but no counter: where we sleep on one, poison that comes between
+    // our look and our sleep is seen when the slice ends.
     line.waiters.fetch_add(1, std::memory_order_seq_cst);
     const uint64_t value = line.value.load(std::memory_order_seq_cst);
     int error = 0;

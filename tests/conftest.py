@@ -77,5 +77,5 @@ def run_ranks(_pool: _Pool) -> RunRanks:
 
 @pytest.fixture
 def no_ranks(_pool: _Pool) -> None:
-    """No warm ranks, whose connections may have any port: for scripts with a port of their own."""
+    """No warm ranks: for scripts with a port of their own (theirs may have any), and for tests whose ranks must have no past."""
     _pool.close()

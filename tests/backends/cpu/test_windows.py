@@ -138,8 +138,19 @@ def test_a_view_is_a_part_of_its_slab() -> None:
     with pytest.raises(_core.CoreError, match="do not lie in this process's window"):
         mine.view(slab, 1 << 40, (1,), torch.int32)
     mine.give(slab)
-    del view  # nobody is told: the slab does not come back a second time
-    again, other = mine.staging(4096), mine.staging(4096)
-    assert again.address == slab.address != other.address
-    for one in (again, other):
+
+
+def test_a_view_that_is_gone_does_not_give_its_slab_back() -> None:
+    mine = slabs()
+    slab = mine.staging(4096)
+    holder = mine.tensor(slab, (1024,), torch.int32)
+    view = mine.view(slab, 0, (1024,), torch.int32)
+    del view
+    other = mine.staging(4096)
+    assert other.address != slab.address
+    mine.give(other)
+    del holder
+    again = [mine.staging(4096) for _ in range(2)]
+    assert slab.address in [one.address for one in again]
+    for one in again:
         mine.give(one)
